@@ -1,0 +1,235 @@
+import { OrtFlashError } from '../errors.js';
+import type { FlashAttentionAttributes, FlashAttentionInput } from './definition.js';
+import { layoutShape, parseLayout, resolveLayout, type StridedTensor } from './layout.js';
+
+/** Data type names of ONNX Runtime's JavaScript tensors, as far as this operator takes them. */
+export type ProblemType = 'float32' | 'float16' | 'bfloat16' | 'float64' | 'bool' | 'int64';
+
+/** What is known of one input before its data: everything a planner needs. */
+export interface TensorDescription {
+  readonly type: ProblemType;
+  readonly shape: readonly number[];
+}
+
+export type ProblemInputs = Partial<Record<FlashAttentionInput, TensorDescription>> &
+  Record<'Q' | 'K' | 'V', TensorDescription>;
+
+/** How the mask is read: element (b, h, i, j) is at Σ stride·index, with b taken modulo `batch`. */
+export interface MaskDescription {
+  readonly kind: 'boolean' | 'additive';
+  readonly type: ProblemType;
+  /** Elements; 0 on a dimension that is broadcast. */
+  readonly stride: { readonly batch: number; readonly head: number; readonly query: number; readonly key: number };
+  /** Masks along the batch: batch b reads mask b mod this. */
+  readonly batch: number;
+  /** Keys that the mask covers; later keys are masked, as in the standard. Equal to all keys where it is broadcast. */
+  readonly keys: number;
+}
+
+/**
+ * One call of FlashAttention with every size, stride and option resolved to numbers: what the reference implementation,
+ * the planners and the kernels all start from. Strides and offsets count elements.
+ */
+export interface AttentionProblem {
+  readonly type: FloatType;
+  readonly batch: number;
+  readonly queryHeads: number;
+  /** Divides queryHeads; query head h reads key head ⌊h · keyHeads / queryHeads⌋. */
+  readonly keyHeads: number;
+  readonly queries: number;
+  /** Keys in K, without past ones. */
+  readonly newKeys: number;
+  readonly pastKeys: number;
+  /** pastKeys + newKeys. */
+  readonly keys: number;
+  readonly headDimension: number;
+  readonly valueDimension: number;
+  readonly query: StridedTensor;
+  readonly key: StridedTensor;
+  readonly value: StridedTensor;
+  readonly output: StridedTensor;
+  readonly outputShape: readonly number[];
+  /** (B, key heads, keys, D) and (B, key heads, keys, Dv), where there is a past. */
+  readonly presentKeyShape: readonly number[] | undefined;
+  readonly presentValueShape: readonly number[] | undefined;
+  readonly mask: MaskDescription | undefined;
+  readonly hasLengths: boolean;
+  readonly hasSink: boolean;
+  /** Never 0: the default is filled in. */
+  readonly scale: number;
+  readonly softcap: number;
+  readonly isCausal: boolean;
+  readonly leftWindow: number;
+  readonly rightWindow: number;
+  readonly alignEnd: boolean;
+  readonly maskedValue: number;
+}
+
+type FloatType = Exclude<ProblemType, 'bool' | 'int64'>;
+
+/**
+ * Checks one call's attributes, types and shapes against the operator's definition and resolves them.
+ * @throws OrtFlashError `invalid-tensor` with the input's name and shape, where something does not fit.
+ */
+export function resolveProblem(attributes: FlashAttentionAttributes, inputs: ProblemInputs): AttentionProblem {
+  const { Q, K, V, past_key: pastKey, past_value: pastValue } = inputs;
+  const see = (name: FlashAttentionInput, tensor: TensorDescription, layout: string, heads: number, dim?: number) =>
+    resolveLayout(parseLayout(layout), tensor.shape, {
+      ...(heads > 0 ? { H: heads } : {}),
+      ...(dim === undefined ? {} : { D: dim }),
+    }) ?? fail(name, tensor, 'does not fit');
+  // A sliced dimension tells nothing of the head dimension; the other of Q and K does.
+  const sliced = (layout: string) => /D[^)]*@/.test(layout);
+  const query0 = sliced(attributes.queryLayout)
+    ? undefined
+    : see('Q', Q, attributes.queryLayout, attributes.queryHeads);
+  const key0 = sliced(attributes.keyLayout) ? undefined : see('K', K, attributes.keyLayout, attributes.keyHeads);
+  const value0 = sliced(attributes.valueLayout) ? undefined : see('V', V, attributes.valueLayout, attributes.keyHeads);
+  const dim = query0?.size.D ?? key0?.size.D ?? pastKey?.shape[3] ?? value0?.size.D;
+  const query = query0 ?? see('Q', Q, attributes.queryLayout, attributes.queryHeads, dim);
+  const key = key0 ?? see('K', K, attributes.keyLayout, attributes.keyHeads, dim);
+  const value = value0 ?? see('V', V, attributes.valueLayout, attributes.keyHeads, pastValue?.shape[3] ?? dim);
+
+  const type = checkTypes(inputs);
+  const size = { batch: query.size.B, queryHeads: query.size.H, keyHeads: key.size.H };
+  require(key.size.B === size.batch, 'K', K, `must have batch ${size.batch}, as Q`);
+  require(value.size.B === size.batch, 'V', V, `must have batch ${size.batch}, as Q`);
+  require(value.size.H === size.keyHeads, 'V', V, `must have ${size.keyHeads} heads, as K`);
+  require(value.size.S === key.size.S, 'V', V, `must have ${key.size.S} positions, as K`);
+  require(key.size.D === query.size.D, 'K', K, `must have head dimension ${query.size.D}, as Q`);
+  require(size.keyHeads > 0 &&
+    size.queryHeads % size.keyHeads === 0, 'K', K, `must have a number of heads that divides ${size.queryHeads}`);
+
+  const pastKeys = checkPast(inputs, size.batch, key, value);
+  const keys = pastKeys + key.size.S;
+  const present = (d: number) => [size.batch, size.keyHeads, keys, d];
+  const outputLayout = parseLayout(attributes.outputLayout);
+  const outputShape = layoutShape(outputLayout, {
+    B: size.batch,
+    H: size.queryHeads,
+    S: query.size.S,
+    D: value.size.D,
+  });
+  checkSmallInputs(inputs, size.batch, size.queryHeads);
+  return {
+    type,
+    ...size,
+    queries: query.size.S,
+    newKeys: key.size.S,
+    pastKeys,
+    keys,
+    headDimension: query.size.D,
+    valueDimension: value.size.D,
+    query,
+    key,
+    value,
+    output: resolveLayout(outputLayout, outputShape, {
+      H: size.queryHeads,
+      D: value.size.D,
+      B: size.batch,
+      S: query.size.S,
+    }),
+    outputShape,
+    presentKeyShape: pastKey === undefined ? undefined : present(query.size.D),
+    presentValueShape: pastValue === undefined ? undefined : present(value.size.D),
+    mask: describeMask(attributes, inputs, [size.batch, size.queryHeads, query.size.S, keys]),
+    hasLengths: inputs.nonpad_kv_seqlen !== undefined,
+    hasSink: inputs.sink !== undefined,
+    scale: attributes.scale === 0 ? 1 / Math.sqrt(query.size.D) : attributes.scale,
+    softcap: attributes.softcap,
+    isCausal: attributes.isCausal,
+    leftWindow: attributes.leftWindow,
+    rightWindow: attributes.rightWindow,
+    alignEnd: attributes.alignEnd,
+    maskedValue: attributes.maskedValue,
+  };
+}
+
+function fail(name: FlashAttentionInput, tensor: TensorDescription, why: string): never {
+  throw new OrtFlashError('invalid-tensor', `FlashAttention: ${name} ${why}`, { tensor: name, shape: tensor.shape });
+}
+
+function require(condition: boolean, name: FlashAttentionInput, tensor: TensorDescription, why: string): void {
+  if (!condition) fail(name, tensor, why);
+}
+
+function checkTypes(inputs: ProblemInputs): FloatType {
+  const { type } = inputs.Q;
+  if (type === 'bool' || type === 'int64') return fail('Q', inputs.Q, `has type ${type}, expected a float type`);
+  for (const name of ['K', 'V', 'past_key', 'past_value', 'sink'] as const) {
+    const tensor = inputs[name];
+    if (tensor !== undefined) require(tensor.type === type, name, tensor, `has type ${tensor.type}, Q has ${type}`);
+  }
+  return type;
+}
+
+function checkPast(inputs: ProblemInputs, batch: number, key: StridedTensor, value: StridedTensor): number {
+  const { past_key: pastKey, past_value: pastValue } = inputs;
+  if (pastKey === undefined && pastValue === undefined) return 0;
+  if (pastKey === undefined || pastValue === undefined)
+    return fail(
+      pastKey === undefined ? 'past_value' : 'past_key',
+      (pastKey ?? pastValue)!,
+      'is given without the other',
+    );
+  const pastKeys = pastKey.shape[2] ?? -1;
+  const check = (name: 'past_key' | 'past_value', tensor: TensorDescription, d: number) => {
+    const expected = [batch, key.size.H, pastKeys, d];
+    const same = tensor.shape.length === 4 && expected.every((e, i) => e === tensor.shape[i]);
+    require(same, name, tensor, `must have shape (${expected.join(', ')})`);
+  };
+  check('past_key', pastKey, key.size.D);
+  check('past_value', pastValue, value.size.D);
+  return pastKeys;
+}
+
+function checkSmallInputs(inputs: ProblemInputs, batch: number, queryHeads: number): void {
+  const { nonpad_kv_seqlen: lengths, sink } = inputs;
+  if (lengths !== undefined) {
+    require(lengths.type === 'int64', 'nonpad_kv_seqlen', lengths, 'must be int64');
+    require(lengths.shape.length === 1 &&
+      lengths.shape[0] === batch, 'nonpad_kv_seqlen', lengths, `must have shape (${batch})`);
+  }
+  if (sink !== undefined)
+    require(sink.shape.length === 1 && sink.shape[0] === queryHeads, 'sink', sink, `must have shape (${queryHeads})`);
+}
+
+function describeMask(
+  attributes: FlashAttentionAttributes,
+  inputs: ProblemInputs,
+  scores: readonly [number, number, number, number],
+): MaskDescription | undefined {
+  const tensor = inputs.attn_mask;
+  if (tensor === undefined) return undefined;
+  require(tensor.shape.length <= 4, 'attn_mask', tensor, 'must have rank 4 at most');
+  require(tensor.type === 'bool' ||
+    tensor.type === inputs.Q.type, 'attn_mask', tensor, `must be bool or ${inputs.Q.type}`);
+  const [batch, head, query, key] = [...new Array<number>(4 - tensor.shape.length).fill(1), ...tensor.shape] as [
+    number,
+    number,
+    number,
+    number,
+  ];
+  const period = attributes.maskPeriod;
+  if (period > 0)
+    require(batch === period &&
+      scores[0] % period === 0, 'attn_mask', tensor, `must have ${period} masks, a divisor of the batch`);
+  else require(batch === 1 || batch === scores[0], 'attn_mask', tensor, `must broadcast to (${scores.join(', ')})`);
+  require((head === 1 || head === scores[1]) &&
+    (query === 1 || query === scores[2]) &&
+    (key === 1 || key <= scores[3]), 'attn_mask', tensor, `must broadcast to (${scores.join(', ')})`);
+  // One key in the mask and several in the scores: a broadcast, except where the mask is of a single column by length.
+  const broadcastKeys = key === 1 && scores[3] !== 1;
+  return {
+    kind: tensor.type === 'bool' ? 'boolean' : 'additive',
+    type: tensor.type,
+    stride: {
+      batch: batch === 1 ? 0 : head * query * key,
+      head: head === 1 ? 0 : query * key,
+      query: query === 1 ? 0 : key,
+      key: broadcastKeys ? 0 : 1,
+    },
+    batch,
+    keys: broadcastKeys ? scores[3] : key,
+  };
+}
