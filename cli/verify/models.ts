@@ -1,0 +1,123 @@
+import { readdir, readFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { InferenceSession } from 'onnxruntime-node';
+import { OrtFlashError } from '../../graph-rewrite/errors.js';
+import { decodeModel, decodeTensor } from '../../graph-rewrite/onnx/codec.js';
+import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
+import type { ModelSignature } from './signature.js';
+import { type Feeds, toOrtTensor } from './values.js';
+
+/** A model's path, or its bytes. Bytes cannot refer to external data. */
+export type ModelSource = string | Uint8Array;
+
+/** Inputs that came from files. */
+export interface Sample {
+  readonly label: string;
+  readonly feeds: Feeds;
+}
+
+/** Reads a file. @throws OrtFlashError `file-access` */
+async function readBytes(path: string): Promise<Uint8Array> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    throw fileError(path, cause);
+  }
+}
+
+/** The error of a failed file operation, in plain words. */
+export function fileError(path: string, cause: unknown): OrtFlashError {
+  const code = (cause as NodeJS.ErrnoException).code;
+  const why =
+    code === 'ENOENT'
+      ? 'there is no such file or folder'
+      : code === 'EISDIR'
+        ? 'this is a folder, not a file'
+        : code === 'ENOTDIR'
+          ? 'this is a file, not a folder'
+          : code === 'EACCES'
+            ? 'you have no right to read this'
+            : `cannot be read (${code ?? String(cause)})`;
+  return new OrtFlashError('file-access', why, { file: path }, undefined, { cause });
+}
+
+export async function readModel(source: ModelSource): Promise<ModelProto> {
+  return typeof source === 'string' ? decodeModel(await readBytes(source), source) : decodeModel(source);
+}
+
+/**
+ * Opens a model in onnxruntime-node, on the CPU, optimised as it does by default.
+ * @throws OrtFlashError `runtime` where onnxruntime refuses the model
+ */
+export async function createSession(source: ModelSource, what: string): Promise<InferenceSession> {
+  // Refusals come back as exceptions; onnxruntime's own log lines beside them would only repeat them.
+  const options: InferenceSession.SessionOptions = { logSeverityLevel: 4 };
+  try {
+    return typeof source === 'string'
+      ? await InferenceSession.create(source, options)
+      : await InferenceSession.create(source, options);
+  } catch (cause) {
+    const place = typeof source === 'string' ? { file: source } : {};
+    throw new OrtFlashError('runtime', `onnxruntime refuses ${what}: ${firstLine(cause)}`, place, undefined, { cause });
+  }
+}
+
+/** Runs a model; the reason where onnxruntime refuses to. */
+export async function runModel(
+  session: InferenceSession,
+  feeds: Feeds,
+): Promise<InferenceSession.OnnxValueMapType | string> {
+  try {
+    return await session.run(feeds);
+  } catch (cause) {
+    return firstLine(cause);
+  }
+}
+
+function firstLine(cause: unknown): string {
+  const text = cause instanceof Error ? cause.message : String(cause);
+  const line = text.split('\n').find((part) => part.trim() !== '') ?? text;
+  return line.length > 300 ? `${line.slice(0, 300)}…` : line;
+}
+
+/**
+ * Reads the samples of a folder: its own `input_N.pb`, or those of each `test_data_set_*` in it.
+ * @throws OrtFlashError `file-access`, `malformed-model`, or `invalid-argument` where files and inputs do not match
+ */
+export async function readSamples(folder: string, signature: ModelSignature): Promise<Sample[]> {
+  const names = await readdir(folder).catch((cause) => {
+    throw fileError(folder, cause);
+  });
+  const sets = names.filter((name) => name.startsWith('test_data_set_')).sort(byNumber);
+  const folders = sets.length > 0 ? sets.map((name) => join(folder, name)) : [folder];
+  return Promise.all(folders.map((one) => readSample(one, signature)));
+}
+
+const byNumber = (a: string, b: string) => a.localeCompare(b, 'en', { numeric: true });
+
+async function readSample(folder: string, signature: ModelSignature): Promise<Sample> {
+  const names = await readdir(folder).catch((cause) => {
+    throw fileError(folder, cause);
+  });
+  const files = names.filter((name) => /^input_\d+\.pb$/.test(name)).sort(byNumber);
+  if (files.length !== signature.inputs.length) {
+    throw new OrtFlashError(
+      'invalid-argument',
+      `the model takes ${signature.inputs.length} inputs and ${files.length} files input_N.pb are here`,
+      { file: folder },
+      `give one file for each of ${signature.inputs.map((input) => input.name).join(', ')}`,
+    );
+  }
+  const feeds: Feeds = {};
+  for (const file of files) {
+    const path = join(folder, file);
+    const proto = decodeTensor(await readBytes(path), path);
+    const position = Number(/\d+/.exec(file)?.[0]);
+    // ONNX's convention: the file's number is the input's position; a name inside, where there is one, agrees.
+    const named = signature.inputs.find((input) => input.name === proto.name);
+    const input = named ?? signature.inputs[position];
+    if (!input) throw new OrtFlashError('invalid-argument', 'there is no input for this file', { file: path });
+    feeds[input.name] = toOrtTensor(proto, path);
+  }
+  return { label: `the inputs of ${basename(folder)}`, feeds };
+}
