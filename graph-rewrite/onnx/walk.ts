@@ -1,4 +1,4 @@
-/** Visits every tensor of a model, wherever the standard allows one. */
+/** Visits the parts of a model, wherever the standard allows them. */
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto } from './proto.js';
 
 /** What a tensor is in the model: an initializer, part of a sparse tensor, or an attribute's value. */
@@ -44,4 +44,9 @@ function visitAttributes(attributes: readonly AttributeProto[], visit: TensorVis
 function visitSparse(tensor: SparseTensorProto, visit: TensorVisitor): void {
   if (tensor.values) visit(tensor.values, 'sparse');
   if (tensor.indices) visit(tensor.indices, 'sparse');
+}
+
+/** The graphs in a node's attributes (If, Loop, Scan, SequenceMap). */
+export function subgraphs(node: NodeProto): GraphProto[] {
+  return node.attribute.flatMap(({ g, graphs }) => (g ? [g, ...graphs] : graphs));
 }
