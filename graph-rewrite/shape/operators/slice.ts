@@ -1,0 +1,74 @@
+/** Slice, in every opset's form. */
+import { Expression } from '../expression.js';
+import type { Derived } from '../facts.js';
+import { normalAxis, type Rule, unknownShape } from './call.js';
+
+type Size = Expression | undefined;
+
+const ZERO = Expression.constant(0);
+/** No axis of a tensor in use is as long. */
+const NO_SIZE = 2 ** 31 - 1;
+
+interface Bounds {
+  readonly start: Size;
+  readonly end: Size;
+  readonly step: number | undefined;
+}
+
+/**
+ * Starts, ends, axes and steps by attribute (opset 1) or input (opset 10). Negative positions count from the end, all
+ * are clamped to the axis.
+ */
+export const sliceRule: Rule = (call): Derived => {
+  const { type, shape: source, uniform } = call.input(0);
+  const axes = call.numbers('axes', 3);
+  if (!source || (call.has(3) && !axes)) return { type, uniform, shape: unknownShape(source?.length) };
+  const starts = call.integers('starts', 1);
+  const ends = call.integers('ends', 2);
+  const count = axes?.length ?? starts?.length ?? ends?.length ?? source.length;
+  const shape: Size[] = [...source];
+  let picked: readonly Expression[] | undefined = source.length === 1 ? call.elements(0) : undefined;
+  for (let i = 0; i < count; i++) {
+    const axis = normalAxis(axes?.[i] ?? i, source.length);
+    if (axis === undefined) return { type, uniform, shape: unknownShape(source.length) };
+    const bounds = { start: starts?.[i], end: ends?.[i], step: call.has(4) ? call.elements(4)?.[i]?.value : 1 };
+    shape[axis] = slicedSize(source[axis]!, bounds);
+    picked = picked && pick(picked, bounds);
+  }
+  return { type, uniform, shape, elements: picked };
+};
+
+/** The size that is left of an axis. */
+function slicedSize(size: Expression, { start, end, step }: Bounds): Size {
+  if (!start || !end || !step) return undefined;
+  const from = position(start, size, 0);
+  // Backwards, the end is the last position not taken, which −1 stands for where all before it are.
+  const to = position(end, size, step > 0 ? 0 : -1);
+  if (!from || !to) return undefined;
+  const most = step > 0 ? size : size.minus(1);
+  const [first, last] = [Expression.minimum(from, most), Expression.minimum(to, most)];
+  const distance = step > 0 ? last.minus(first) : first.minus(last);
+  const stride = Math.abs(step);
+  return Expression.maximum(distance.plus(stride - 1).floorDividedBy(stride), ZERO);
+}
+
+/** A position counted from the front and not below the lowest; undefined where its sign is not known. */
+function position(at: Expression, size: Expression, lowest: number): Size {
+  // Exporters write the largest 32-bit or 64-bit integer for "to the end".
+  if (at.value !== undefined && Math.abs(at.value) >= NO_SIZE) return at.value > 0 ? size : Expression.constant(lowest);
+  if (at.range.lower >= 0) return at;
+  if (at.range.upper >= 0) return undefined;
+  return Expression.maximum(at.plus(size), Expression.constant(lowest));
+}
+
+/** Elements of a slice with constant bounds. */
+function pick(elements: readonly Expression[], { start, end, step }: Bounds): Expression[] | undefined {
+  const [from, to] = [start?.value, end?.value];
+  if (from === undefined || to === undefined || !step) return undefined;
+  const count = elements.length;
+  const clamp = (at: number, low: number, high: number) => Math.min(Math.max(at < 0 ? at + count : at, low), high);
+  const result: Expression[] = [];
+  if (step > 0) for (let i = clamp(from, 0, count); i < clamp(to, 0, count); i += step) result.push(elements[i]!);
+  else for (let i = clamp(from, 0, count - 1); i > clamp(to, -1, count - 1); i += step) result.push(elements[i]!);
+  return result;
+}
