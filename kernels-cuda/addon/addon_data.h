@@ -1,0 +1,15 @@
+// What the addon keeps for each JavaScript environment: the main thread's, and one a worker thread.
+#pragma once
+
+#include <napi.h>
+
+namespace ortflash {
+
+struct AddonData {
+  Napi::FunctionReference session;
+  Napi::FunctionReference device_tensor;
+
+  static AddonData& Of(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }
+};
+
+}  // namespace ortflash

@@ -1,0 +1,34 @@
+// The JavaScript object that stands for a session.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "session_state.h"
+
+namespace ortflash {
+
+// NativeSession of node-addon.ts: inputs, outputs, run(), endProfiling(), release().
+class SessionObject : public Napi::ObjectWrap<SessionObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  // createSession(model: string | Uint8Array, options: object): Promise<NativeSession>
+  static Napi::Value Open(const Napi::CallbackInfo& info);
+
+  explicit SessionObject(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value Inputs(const Napi::CallbackInfo& info);
+  Napi::Value Outputs(const Napi::CallbackInfo& info);
+  Napi::Value Run(const Napi::CallbackInfo& info);
+  Napi::Value EndProfiling(const Napi::CallbackInfo& info);
+  Napi::Value Release(const Napi::CallbackInfo& info);
+
+  // Throws Failure `invalid-argument` where the session was released.
+  std::shared_ptr<SessionState> State() const;
+
+  std::shared_ptr<SessionState> state_;
+};
+
+}  // namespace ortflash

@@ -1,0 +1,66 @@
+#include "session_state.h"
+
+#include <algorithm>
+
+#include "runtime.h"
+
+namespace ortflash {
+namespace {
+
+ValueDescription DescribeValue(std::string name, const Ort::TypeInfo& info) {
+  ValueDescription value;
+  value.name = std::move(name);
+  value.kind = info.GetONNXType();
+  if (value.kind != ONNX_TYPE_TENSOR) return value;
+  const auto tensor = info.GetTensorTypeAndShapeInfo();
+  value.type = tensor.GetElementType();
+  value.dimensions = tensor.GetShape();
+  for (const char* symbol : tensor.GetSymbolicDimensions())
+    value.dimension_names.emplace_back(symbol == nullptr ? "" : symbol);
+  return value;
+}
+
+}  // namespace
+
+SessionState::SessionState(const std::string& model_path, SessionSettings& settings)
+    : cuda_device_(settings.CudaDevice()),
+      session_(RuntimeEnvironment(), model_path.c_str(), settings.ToOptions()) {
+  Describe();
+}
+
+SessionState::SessionState(const std::vector<char>& model, SessionSettings& settings)
+    : cuda_device_(settings.CudaDevice()),
+      session_(RuntimeEnvironment(), model.data(), model.size(), settings.ToOptions()) {
+  Describe();
+}
+
+void SessionState::Describe() {
+  const std::vector<std::string> input_names = session_.GetInputNames();
+  for (size_t i = 0; i < input_names.size(); ++i)
+    inputs_.push_back(DescribeValue(input_names[i], session_.GetInputTypeInfo(i)));
+  const std::vector<std::string> output_names = session_.GetOutputNames();
+  for (size_t i = 0; i < output_names.size(); ++i)
+    outputs_.push_back(DescribeValue(output_names[i], session_.GetOutputTypeInfo(i)));
+  overridable_ = session_.GetOverridableInitializerNames();
+  if (cuda_device_ >= 0) {
+    const Ort::MemoryInfo pinned("CudaPinned", OrtDeviceAllocator, cuda_device_, OrtMemTypeCPUOutput);
+    pinned_allocator_.emplace(session_, pinned);
+  }
+}
+
+bool SessionState::IsOverridable(const std::string& name) const {
+  return std::find(overridable_.begin(), overridable_.end(), name) != overridable_.end();
+}
+
+OrtAllocator* SessionState::input_allocator() {
+  if (pinned_allocator_) return *pinned_allocator_;
+  return default_allocator_;
+}
+
+const ValueDescription* FindDescription(const std::vector<ValueDescription>& values, const std::string& name) {
+  for (const ValueDescription& value : values)
+    if (value.name == name) return &value;
+  return nullptr;
+}
+
+}  // namespace ortflash

@@ -1,0 +1,55 @@
+// An open ONNX Runtime session and what is known of its inputs and outputs.
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "session_settings.h"
+
+namespace ortflash {
+
+// A model's input or output. Dimensions that are not fixed are -1, with a name where the model gives one.
+struct ValueDescription {
+  std::string name;
+  ONNXType kind = ONNX_TYPE_UNKNOWN;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> dimensions;
+  std::vector<std::string> dimension_names;
+};
+
+// Shared between the JavaScript object and the runs under way: the session closes when the last of them lets go.
+class SessionState {
+ public:
+  // Opens the model, on any thread. Throws Ort::Exception with ONNX Runtime's message.
+  SessionState(const std::string& model_path, SessionSettings& settings);
+  SessionState(const std::vector<char>& model, SessionSettings& settings);
+
+  Ort::Session& session() { return session_; }
+  const std::vector<ValueDescription>& inputs() const { return inputs_; }
+  const std::vector<ValueDescription>& outputs() const { return outputs_; }
+  // Whether a feed may name it though it is no input: an initializer that can be overridden.
+  bool IsOverridable(const std::string& name) const;
+  // The CUDA device, or -1.
+  int cuda_device() const { return cuda_device_; }
+  // Where inputs are put: page-locked memory for CUDA, so that they reach the GPU without another copy.
+  OrtAllocator* input_allocator();
+
+ private:
+  void Describe();
+
+  int cuda_device_;
+  Ort::Session session_{nullptr};
+  Ort::AllocatorWithDefaultOptions default_allocator_;
+  std::optional<Ort::Allocator> pinned_allocator_;
+  std::vector<ValueDescription> inputs_;
+  std::vector<ValueDescription> outputs_;
+  std::vector<std::string> overridable_;
+};
+
+const ValueDescription* FindDescription(const std::vector<ValueDescription>& values, const std::string& name);
+
+}  // namespace ortflash

@@ -1,0 +1,61 @@
+// Tensors on their way between JavaScript and ONNX Runtime.
+//
+// JavaScript's memory is only touched on JavaScript's own thread: a run gets copies of its inputs and hands out copies
+// of its outputs, because an ArrayBuffer may be transferred to another thread, and freed there, at any time.
+#pragma once
+
+#include <napi.h>
+#include <onnxruntime_cxx_api.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "session_state.h"
+
+namespace ortflash {
+
+// A tensor that stays on the GPU; keeps its session, whose memory it lies in.
+struct DeviceTensor {
+  std::shared_ptr<SessionState> session;
+  Ort::Value value{nullptr};
+};
+
+// The JavaScript object that stands for a DeviceTensor: download(): Promise<ArrayBuffer>, dispose().
+class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  static Napi::Object Create(Napi::Env env, std::shared_ptr<SessionState> session, Ort::Value value);
+  // Throws Failure `invalid-tensor` where the value is no such object or was disposed of.
+  static std::shared_ptr<DeviceTensor> From(const Napi::Value& value, const std::string& name);
+
+  explicit DeviceTensorObject(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value Download(const Napi::CallbackInfo& info);
+  void Dispose(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<DeviceTensor> tensor_;
+};
+
+// One input of a run.
+struct Feed {
+  std::string name;
+  Ort::Value owned{nullptr};
+  // Set instead of `owned` for a tensor that lies on the GPU.
+  std::shared_ptr<DeviceTensor> resident;
+
+  const Ort::Value& value() const { return resident ? resident->value : owned; }
+};
+
+// Reads {name, type, dims, data} or {name, device} and copies the data. `data` is a Uint8Array of the tensor's bytes,
+// or an array of strings. Throws Failure `invalid-tensor` where it does not fit itself or the model.
+Feed ReadFeed(SessionState& session, const Napi::Object& record);
+
+// A result {type, dims} of JavaScript, for a tensor of strings also its `data`.
+Napi::Object CreateResult(Napi::Env env, const Ort::Value& value);
+
+// Bytes of the elements; 0 for strings.
+size_t TensorByteLength(const Ort::Value& value);
+
+}  // namespace ortflash

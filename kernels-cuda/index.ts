@@ -1,0 +1,19 @@
+/**
+ * `ort-flash/node`: everything that onnxruntime-node exports, with an InferenceSession that runs attention as
+ * FlashAttention; batch inference; and export for a server.
+ */
+export * from 'onnxruntime-node';
+export { OrtFlashError } from '../graph-rewrite/errors.js';
+export type {
+  BatchDevice,
+  BatchProgress,
+  BatchSummary,
+  FailedSample,
+  RunBatch,
+  RunBatchOptions,
+  TensorFileFormat,
+} from './node-batch-types.js';
+export type { RefusedProvider, SessionExplanation, SessionPlace } from './node-devices.js';
+export type { CudaProvider } from './node-options.js';
+export { InferenceSession } from './node-session.js';
+export { createTensor, type ExtendedTensorType } from './node-tensor.js';

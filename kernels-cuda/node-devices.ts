@@ -1,0 +1,203 @@
+import { existsSync } from 'node:fs';
+import type { InferenceSessionHandler } from 'onnxruntime-node';
+import { InferenceSession as OrtSession, type InferenceSession as OrtTypes } from 'onnxruntime-node';
+import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { loadAddon, toOrtFlashError } from './node-addon.js';
+import { AddonSessionHandler } from './node-handler.js';
+import { cudaOptions, nativeSessionOptions } from './node-options.js';
+import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
+import { type PreparedModel, prepareModel } from './node-prepare.js';
+import { openWebGpuSession } from './node-webgpu.js';
+
+type SessionOptions = OrtTypes.SessionOptions;
+type Provider = OrtTypes.ExecutionProviderConfig;
+type Model = string | Uint8Array;
+
+/** What a session runs on. */
+export interface SessionPlace {
+  /** `cpu`, `cuda:0`, `webgpu`, or another execution provider's name. */
+  readonly device: string;
+  /** The addon of this package, onnxruntime-node, or onnxruntime-web. */
+  readonly engine: 'addon' | 'onnxruntime-node' | 'onnxruntime-web';
+  /** How attention is carried out, and what is missing, for people. */
+  readonly notes: readonly string[];
+}
+
+/** An execution provider that was asked for and not taken. */
+export interface RefusedProvider {
+  readonly provider: string;
+  readonly error: OrtFlashError;
+}
+
+/** What a session runs on, and why not on what was asked for before it. */
+export interface SessionExplanation extends SessionPlace {
+  readonly refused: readonly RefusedProvider[];
+  /** All of it in one sentence. */
+  readonly text: string;
+}
+
+/** An open session and where it runs. */
+export interface OpenedSession {
+  readonly handler: InferenceSessionHandler;
+  readonly explanation: SessionExplanation;
+}
+
+type Opened = SessionPlace & { readonly handler: InferenceSessionHandler };
+
+const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider : provider.name);
+
+/**
+ * Opens a session on the first of the execution providers that takes the model.
+ * @throws OrtFlashError the last provider's error, with the others' in its message, where none takes it
+ */
+export async function openSession(model: Model, options: SessionOptions): Promise<OpenedSession> {
+  const providers = options.executionProviders?.length ? options.executionProviders : ['cpu'];
+  const refused: RefusedProvider[] = [];
+  for (const provider of providers) {
+    try {
+      const { handler, ...place } = await openOn(provider, model, options);
+      return { handler, explanation: { ...place, refused, text: explain(place, refused) } };
+    } catch (error) {
+      refused.push({ provider: nameOf(provider), error: toOrtFlashError(error, fileOf(model)) });
+    }
+  }
+  throw noneTook(refused);
+}
+
+function explain(place: SessionPlace, refused: readonly RefusedProvider[]): string {
+  const reasons = refused.map(({ provider, error }) => `not ${provider}: ${error.message}`);
+  return [`runs on ${place.device} through ${engineName(place)}`, ...place.notes, ...reasons].join('; ');
+}
+
+const engineName = ({ engine }: SessionPlace) => (engine === 'addon' ? 'the addon of ort-flash' : engine);
+
+function noneTook(refused: readonly RefusedProvider[]): OrtFlashError {
+  const last = refused.at(-1)!.error;
+  if (refused.length === 1) return last;
+  const reasons = refused.map(({ provider, error }) => `${provider}: ${error.message}`);
+  const what = `no execution provider takes the model (${reasons.join('; ')})`;
+  return new OrtFlashError(last.code, what, {}, undefined, { cause: last });
+}
+
+const fileOf = (model: Model) => (typeof model === 'string' ? model : undefined);
+
+async function openOn(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
+  switch (nameOf(provider)) {
+    case 'cuda':
+      return openCuda(provider, model, options);
+    case 'webgpu':
+      return {
+        handler: await openWebGpuSession(model, options),
+        device: 'webgpu',
+        engine: 'onnxruntime-web',
+        notes: [],
+      };
+    case 'cpu':
+      return openCpu(provider, model, options);
+    default:
+      return openOrt(provider, await prepareModel(model, 'ort'), options);
+  }
+}
+
+async function openCpu(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
+  const prepared = await prepareModel(model, 'ort');
+  const state = loadAddon();
+  if (state.addon === undefined) {
+    warnOnce(state.why);
+    return openOrt(provider, prepared, options, ['runs block the event loop']);
+  }
+  return { ...(await openAddon(prepared, model, options, {})), device: 'cpu' };
+}
+
+async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
+  const settings = cudaOptions(provider);
+  const library = cudaProviderPath();
+  if (!existsSync(library)) {
+    throw new OrtFlashError(
+      'device',
+      "ONNX Runtime's CUDA provider is not installed",
+      { file: library },
+      'install onnxruntime-node with --onnxruntime-node-install=cuda13, or put the provider there',
+    );
+  }
+  const state = loadAddon();
+  if (state.addon === undefined) {
+    warnOnce(state.why);
+    return openOrt(provider, await prepareModel(model, 'ort'), options, [state.why]);
+  }
+  const kernels = customOpLibraryPath();
+  const hasKernels = existsSync(kernels);
+  const prepared = await prepareModel(model, hasKernels ? 'flash' : 'ort');
+  const device = `cuda:${settings.device_id}`;
+  const customOpLibraries = hasKernels ? [kernels] : [];
+  const opened = await openAddon(prepared, model, options, { cuda: settings, customOpLibraries });
+  const missing = 'our CUDA kernels are not built (npm run build:cuda builds them)';
+  return { ...opened, device, notes: hasKernels ? opened.notes : [...opened.notes, missing] };
+}
+
+async function openAddon(
+  prepared: PreparedModel,
+  model: Model,
+  options: SessionOptions,
+  extra: { cuda?: Record<string, string>; customOpLibraries?: string[] },
+): Promise<Opened> {
+  const { addon } = loadAddon();
+  const native = await nativeSessionOptions(model, options);
+  const session = await addon!.createSession(prepared.model, {
+    ...native,
+    configEntries: { ...native.configEntries, ...prepared.configEntries },
+    ...extra,
+  });
+  return {
+    handler: new AddonSessionHandler(session, options.preferredOutputLocation, fileOf(model)),
+    device: 'cpu',
+    engine: 'addon',
+    notes: prepared.note === undefined ? [] : [prepared.note],
+  };
+}
+
+async function openOrt(
+  provider: Provider,
+  prepared: PreparedModel,
+  options: SessionOptions,
+  notes: readonly string[] = [],
+): Promise<Opened> {
+  const given = { ...options, executionProviders: [provider] };
+  const session =
+    typeof prepared.model === 'string'
+      ? await OrtSession.create(prepared.model, given)
+      : await OrtSession.create(prepared.model, given);
+  // onnxruntime-common's session is a thin layer over such a handler, which ours puts there again.
+  const { handler } = session as unknown as { handler: InferenceSessionHandler };
+  const all = prepared.note === undefined ? notes : [prepared.note, ...notes];
+  return { handler: releasedOnce(handler), device: nameOf(provider), engine: 'onnxruntime-node', notes: all };
+}
+
+/** onnxruntime-node's handlers refuse to be disposed of twice; ours, and so all of this package's sessions, do not. */
+function releasedOnce(handler: InferenceSessionHandler): InferenceSessionHandler {
+  let released: Promise<void> | undefined;
+  return new Proxy(handler, {
+    get(target, property) {
+      if (property === 'dispose') {
+        return () => {
+          released ??= target.dispose();
+          return released;
+        };
+      }
+      const value: unknown = Reflect.get(target, property, target);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+}
+
+let warned = false;
+
+/** Says once a process what is missing. */
+function warnOnce(why: string): void {
+  if (warned) return;
+  warned = true;
+  process.emitWarning(`${why}; sessions go through onnxruntime-node`, {
+    type: 'OrtFlashWarning',
+    code: 'ORT_FLASH_NO_ADDON',
+  });
+}
