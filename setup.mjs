@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Does all set-up that `npm start` and `npm test` need on a fresh machine, and only what is not done yet:
 // dependencies, generated code, compiled TypeScript, and with --test what apt must bring (Chromium, for WebGPU tests).
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -76,7 +76,17 @@ function installBrowser() {
   apt('-qq', '-y', '--no-install-recommends', 'install', 'chromium');
 }
 
+/** The Node addon, which the tests of Node sessions need; without a C++ compiler they are skipped. */
+function buildAddon() {
+  if (spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status !== 0) return;
+  say('building the Node addon');
+  run(process.execPath, [at('kernels-cuda', 'addon', 'build.mjs')]);
+}
+
 installDependencies();
 generateSchema();
 compile();
-if (options.has('--test')) installBrowser();
+if (options.has('--test')) {
+  installBrowser();
+  buildAddon();
+}

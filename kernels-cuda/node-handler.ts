@@ -60,7 +60,6 @@ export class AddonSessionHandler implements InferenceSessionHandler {
   }
 
   /**
-   * Copies the inputs before it returns, so that the caller may change them at once.
    * @throws OrtFlashError `invalid-tensor` where an input does not fit the model, `runtime` with ONNX Runtime's message
    */
   async run(

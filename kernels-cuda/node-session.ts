@@ -11,8 +11,8 @@ const HandlerSession = OrtSession as unknown as new (handler: InferenceSessionHa
  *
  * Same options, methods and metadata. Besides:
  * - `executionProviders: ['cuda', 'webgpu', 'cpu']` falls through in order; `explain()` says which it took and why.
- * - Where the addon is built (`npm run build:addon`), `run` does not block the event loop, copies its inputs before it
- *   returns, and takes every ONNX type; see createTensor.
+ * - Where the addon is built (`npm run build:addon`), `run` does not block the event loop and takes every ONNX type;
+ *   see createTensor. Inputs must stay as they are until the promise settles.
  * - `preferredOutputLocation: 'gpu-buffer'` keeps outputs on a CUDA device; such a tensor can be fed again as it is.
  * - `release` waits for runs under way, and may be called more than once.
  * - Errors are OrtFlashError with ONNX Runtime's message.

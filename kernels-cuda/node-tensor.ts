@@ -131,7 +131,12 @@ export function feedOf(name: string, tensor: unknown): NativeFeed {
   const { data } = tensor as Tensor;
   if (type === 'string') return { name, type, dims, data: data as string[] };
   if (!ArrayBuffer.isView(data)) return fail('has no data on the CPU');
-  return { name, type, dims, data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
+  return { name, type, dims, data: bytesOf(data) };
+}
+
+/** The bytes of a view; none where its buffer was given to another thread. */
+function bytesOf(view: ArrayBufferView): Uint8Array {
+  return view.byteLength === 0 ? new Uint8Array() : new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
 /**
@@ -154,6 +159,6 @@ export function fillTensor(name: string, target: Tensor, result: NativeResult): 
     return target;
   }
   if (!ArrayBuffer.isView(data) || data.byteLength !== result.data?.byteLength) return fail('has lost its data');
-  new Uint8Array(data.buffer, data.byteOffset, data.byteLength).set(new Uint8Array(result.data));
+  bytesOf(data).set(new Uint8Array(result.data));
   return target;
 }

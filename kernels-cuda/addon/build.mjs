@@ -72,7 +72,11 @@ async function main() {
       linked.push(await compile(file, compileFlags, headersHash));
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
-  const link = process.platform === 'darwin' ? ['-bundle', '-undefined', 'dynamic_lookup'] : ['-shared', '-ldl', '-s'];
+  const link =
+    process.platform === 'darwin'
+      ? ['-bundle', '-undefined', 'dynamic_lookup']
+      : // A symbol that nobody has is then an error while the addon is loaded, and no crash in the middle of a run.
+        ['-shared', '-Wl,-z,now', '-ldl', '-s'];
   const target = join(build, `${name}.node`);
   const sanitizers = sanitize ? ['-fsanitize=address,undefined'] : [];
   await run(compiler, [

@@ -1,6 +1,6 @@
 // Finds the C++ headers that native code of this package is compiled against.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -45,6 +45,7 @@ function findFile(folder, name) {
 function keep(source, target, wanted) {
   mkdirSync(build, { recursive: true });
   const half = mkdtempSync(join(build, 'partial-'));
+  chmodSync(half, 0o755);
   cpSync(source, half, { recursive: true, filter: (path) => path === source || wanted(basename(path)) });
   rmSync(target, { recursive: true, force: true });
   renameSync(half, target);

@@ -12,6 +12,7 @@ namespace {
 
 struct Runtime {
   std::string library;
+  std::string version;
   Ort::Env environment{nullptr};
 };
 
@@ -20,7 +21,7 @@ std::mutex mutex;
 // destructors, and the process ends anyway.
 Runtime* runtime = nullptr;
 
-const OrtApi* LoadApi(const std::string& library) {
+const OrtApiBase* LoadApiBase(const std::string& library) {
   void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* why = dlerror();
@@ -29,12 +30,12 @@ const OrtApi* LoadApi(const std::string& library) {
   using GetApiBase = const OrtApiBase* (*)();
   const auto get_base = reinterpret_cast<GetApiBase>(dlsym(handle, "OrtGetApiBase"));
   if (get_base == nullptr) throw Failure("file-access", library + " is not ONNX Runtime: it has no OrtGetApiBase");
-  const OrtApi* api = get_base()->GetApi(ORT_API_VERSION);
-  if (api == nullptr) {
-    throw Failure("unsupported", library + " is ONNX Runtime " + get_base()->GetVersionString() +
+  const OrtApiBase* base = get_base();
+  if (base->GetApi(ORT_API_VERSION) == nullptr) {
+    throw Failure("unsupported", library + " is ONNX Runtime " + base->GetVersionString() +
                                      "; this addon needs 1." + std::to_string(ORT_API_VERSION) + " or later");
   }
-  return api;
+  return base;
 }
 
 }  // namespace
@@ -45,9 +46,11 @@ void OpenRuntime(const std::string& library, OrtLoggingLevel log_level) {
     if (runtime->library == library) return;
     throw Failure("invalid-argument", "ONNX Runtime is already loaded from " + runtime->library);
   }
-  Ort::InitApi(LoadApi(library));
+  const OrtApiBase* base = LoadApiBase(library);
+  Ort::InitApi(base->GetApi(ORT_API_VERSION));
   auto opened = std::make_unique<Runtime>();
   opened->library = library;
+  opened->version = base->GetVersionString();
   opened->environment = Ort::Env(log_level, "ort-flash");
   runtime = opened.release();
 }
@@ -60,6 +63,9 @@ const Ort::Env& RuntimeEnvironment() {
 
 std::vector<std::string> RuntimeProviders() { return Ort::GetAvailableProviders(); }
 
-std::string RuntimeVersion() { return Ort::GetVersionString(); }
+std::string RuntimeVersion() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return runtime == nullptr ? std::string() : runtime->version;
+}
 
 }  // namespace ortflash
