@@ -1,0 +1,55 @@
+/**
+ * Damaged model files: each must end in success or in one typed error, soon, and success must give a file that can be
+ * read again. `ORT_FLASH_MUTATIONS=10000 npx ava test/mutations.test.ts` runs that many.
+ */
+import { readFileSync } from 'node:fs';
+import test from 'ava';
+import * as api from '../graph-rewrite/index.js';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
+import { validateModel } from '../graph-rewrite/onnx/validate.js';
+import { bundledModels } from '../models/corpus.js';
+import { MUTATIONS, mutate } from './mutations.js';
+
+const COUNT = Number(process.env.ORT_FLASH_MUTATIONS ?? 2000);
+const LIMIT_MS = 5000;
+
+const rewrite = (api as { rewriteModel?: (model: ModelProto) => { model: ModelProto } }).rewriteModel;
+const files = bundledModels().map((model) => ({
+  name: model.name,
+  bytes: new Uint8Array(readFileSync(model.modelFile)),
+}));
+
+/** 'success', the code of a typed error, or what went wrong instead. */
+function outcome(bytes: Uint8Array): string {
+  try {
+    const model = decodeModel(bytes);
+    validateModel(model);
+    const result = encodeModel(rewrite ? rewrite(model).model : model);
+    validateModel(decodeModel(result));
+    return 'success';
+  } catch (error) {
+    if (error instanceof api.OrtFlashError) return error.code;
+    return `UNTYPED ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`;
+  }
+}
+
+for (const [index, kind] of MUTATIONS.entries()) {
+  test(`${kind}: success or one typed error`, (t) => {
+    const outcomes = new Map<string, number>();
+    let slowest = 0;
+    for (let seed = index; seed < COUNT; seed += MUTATIONS.length) {
+      const file = files[(seed * 7 + index) % files.length]!;
+      const damaged = mutate(file.bytes, kind, seed);
+      const start = performance.now();
+      const result = outcome(damaged);
+      const elapsed = performance.now() - start;
+      slowest = Math.max(slowest, elapsed);
+      outcomes.set(result, (outcomes.get(result) ?? 0) + 1);
+      if (result.startsWith('UNTYPED')) t.fail(`${file.name}, seed ${seed}: ${result}`);
+      if (elapsed > LIMIT_MS) t.fail(`${file.name}, seed ${seed}: ${Math.round(elapsed)} ms`);
+    }
+    t.log([...outcomes].map(([name, count]) => `${name} ${count}`).join(', '), `slowest ${Math.round(slowest)} ms`);
+    t.true(outcomes.size > 0);
+  });
+}
