@@ -52,7 +52,12 @@ function common(a: ValueFacts, b: ValueFacts): Derived {
 
 function commonShape(a: Derived['shape'], b: Derived['shape']): (Expression | undefined)[] | undefined {
   if (!a || !b || a.length !== b.length) return undefined;
-  return a.map((size, axis) => (size && b[axis] && size.equals(b[axis]) ? size : undefined));
+  return a.map((size, axis) => {
+    const other = b[axis];
+    if (!size || !other?.equals(size)) return undefined;
+    // Of equal expressions the one of which less is assumed.
+    return size.range.lower <= other.range.lower ? size : other;
+  });
 }
 
 const COUNTER: Derived = { type: DataType.INT64, shape: [] };

@@ -208,6 +208,36 @@ export class Expression {
     return sum;
   }
 
+  /**
+   * The same expression with what it tells of its atoms where it is known to be at least this: from
+   * `⌊x / 4⌋ − 2 ≥ 0` that the quotient is at least 2, and x at least 8. Only a sum of a constant and one term with one
+   * atom tells anything.
+   * @param learned gets the lower bounds of symbols that follow
+   */
+  assumeAtLeast(lower: number, learned?: Map<string, number>): Expression {
+    if (this.range.lower >= lower || !Number.isFinite(lower)) return this;
+    const constant = this.#terms.get('')?.coefficient ?? 0;
+    const open = [...this.#terms].filter(([name]) => name !== '');
+    const [name, term] = open[0] ?? [];
+    if (open.length !== 1 || !term || term.factors.length !== 1 || term.coefficient <= 0) return this;
+    const bound = Math.ceil((lower - constant) / term.coefficient);
+    const terms = new Map(this.#terms);
+    terms.set(name!, { ...term, factors: [raisedAtom(term.factors[0]!, bound, learned)] });
+    return new Expression(terms);
+  }
+
+  /** The same expression with these lower bounds of symbols put to use. */
+  withLowerBounds(bounds: ReadonlyMap<string, number>): Expression {
+    const terms = new Map<string, Term>();
+    let changed = false;
+    for (const [name, term] of this.#terms) {
+      const factors = term.factors.map((atom) => boundedAtom(atom, bounds));
+      changed ||= factors.some((atom, i) => atom !== term.factors[i]);
+      terms.set(name, { factors, coefficient: term.coefficient });
+    }
+    return changed ? new Expression(terms) : this;
+  }
+
   /** The leading term, for polynomial division: largest by number of factors, then by name. */
   get leading(): Expression {
     const [first] = [...this.#terms].sort(
@@ -274,6 +304,26 @@ export class Expression {
     }
     return best;
   }
+}
+
+function raisedAtom(atom: Atom, lower: number, learned: Map<string, number> | undefined): Atom {
+  if (atom.lower >= lower) return atom;
+  if (atom.operation === undefined) learned?.set(atom.name, Math.max(lower, learned.get(atom.name) ?? lower));
+  const divisor = atom.operation === 'floor-div' ? atom.operands[1]!.value : undefined;
+  if (divisor === undefined || divisor <= 0) return { ...atom, lower };
+  const [numerator, denominator] = atom.operands as [Expression, Expression];
+  return { ...atom, lower, operands: [numerator.assumeAtLeast(lower * divisor, learned), denominator] };
+}
+
+function boundedAtom(atom: Atom, bounds: ReadonlyMap<string, number>): Atom {
+  if (atom.operation === undefined) {
+    const lower = bounds.get(atom.name);
+    return lower === undefined || lower <= atom.lower ? atom : { ...atom, lower };
+  }
+  const operands = atom.operands.map((operand) => operand.withLowerBounds(bounds));
+  if (operands.every((operand, i) => operand === atom.operands[i])) return atom;
+  const { lower, upper } = boundsOf(atom.operation, operands);
+  return { ...atom, operands, lower: Math.max(lower, atom.lower), upper: Math.min(upper, atom.upper) };
 }
 
 const EVERYTHING: Range = { lower: Number.NEGATIVE_INFINITY, upper: Number.POSITIVE_INFINITY };

@@ -108,15 +108,18 @@ export function broadcastSize(a: Expression, b: Expression): Expression {
   // A constant other than 1 stands: the other size is that or 1.
   if (a.value !== undefined) return a;
   if (b.value !== undefined) return b;
-  return clampedSize(a, b) ?? clampedSize(b, a) ?? Expression.operation('broadcast', ...ordered(a, b));
+  return absorbed(a, b) ?? absorbed(b, a) ?? Expression.operation('broadcast', ...ordered(a, b));
 }
 
-/** x where b is min(x, c) with c > 1: either they are equal, or b is c, which x > c could not broadcast with. */
-function clampedSize(a: Expression, b: Expression): Expression | undefined {
+/**
+ * The broadcast of a and b where b is made from a: x with min(x, c), c > 1, is x (either they are equal, or x > c and
+ * could not broadcast with c); what is broadcast with x already stays.
+ */
+function absorbed(a: Expression, b: Expression): Expression | undefined {
   const atom = b.atom;
-  if (atom?.operation !== 'min') return undefined;
-  const others = atom.operands.filter((o) => !o.equals(a));
-  return others.length === 1 && others[0]!.range.lower > 1 ? a : undefined;
+  if (!atom?.operands.some((o) => o.equals(a))) return undefined;
+  if (atom.operation === 'broadcast') return b;
+  return atom.operation === 'min' && atom.operands.every((o) => o.equals(a) || o.range.lower > 1) ? a : undefined;
 }
 
 function ordered(a: Expression, b: Expression): [Expression, Expression] {
@@ -142,4 +145,27 @@ export function broadcastShapes(
     // A size that is not known may widen one of 1, and no other constant.
     return anyUnknown && (size.value === undefined || size.value === 1) ? undefined : size;
   });
+}
+
+/** Reads elements of a tensor at the flat indices of what it is broadcast to. */
+export function broadcastReader(
+  elements: readonly Expression[],
+  own: readonly number[],
+  target: readonly number[],
+): (index: number) => Expression | undefined {
+  if (elements.length === 1) return () => elements[0];
+  const strides: number[] = [];
+  let stride = 1;
+  for (let axis = own.length - 1; axis >= 0; axis--) {
+    strides.unshift(own[axis] === 1 ? 0 : stride);
+    stride *= own[axis]!;
+  }
+  return (index) => {
+    let at = 0;
+    for (let axis = target.length - 1; axis >= 0; axis--) {
+      at += (index % target[axis]!) * (strides[axis - (target.length - own.length)] ?? 0);
+      index = Math.floor(index / target[axis]!);
+    }
+    return elements[at];
+  };
 }

@@ -18,7 +18,7 @@ import {
   type ValueFacts,
 } from './facts.js';
 import { FunctionTable } from './functions.js';
-import { Call, type RuleTable } from './operators/call.js';
+import { Call, type RuleTable, type SizeBounds } from './operators/call.js';
 import { contractionRules } from './operators/contraction.js';
 import { elementwiseRules } from './operators/elementwise.js';
 import { flashAttentionRules } from './operators/flash-attention.js';
@@ -61,6 +61,8 @@ export class Inference {
   readonly #functions: FunctionTable;
   readonly #facts = new Map<Value, ValueFacts>();
   readonly #scopes = new Map<Graph, Scope>();
+  /** Lower bounds of the inputs' dimensions that follow from sizes being sizes. */
+  readonly #bounds = new Map<string, number>();
 
   /** Runs the pass. Never throws for what a model says: what makes no sense is unknown. */
   constructor(model: Model) {
@@ -119,7 +121,7 @@ export class Inference {
 
   #derive(node: Node, scope: Scope): Derived | readonly (Derived | undefined)[] | undefined {
     const inputs = node.inputs.map((input) => input && this.of(input));
-    const call = new Call(node, scope.opset(node.domain), inputs);
+    const call = new Call(node, scope.opset(node.domain), inputs, this.#boundsIn(scope));
     if (node.is('Constant')) {
       const constant = constantOfNode(node);
       return constant && { constant };
@@ -162,10 +164,20 @@ export class Inference {
         ? undefined
         : sizes.map((size, axis) => {
             const other = stated.shape?.length === sizes.length ? stated.shape[axis] : undefined;
-            return preferred(size, other) ?? Expression.symbol(`${name}:${axis}`);
+            const settled = preferred(size, other) ?? Expression.symbol(`${name}:${axis}`);
+            return this.#asSize(settled, scope);
           });
     const elements = settledElements(derived, type, shape, name);
     return { type, shape, elements, constant: undefined, uniform: derived.uniform ?? uniformOf(elements) };
+  }
+
+  /** A size is at least 0; outside subgraphs, which may not run, that also tells of the inputs' dimensions. */
+  #asSize(size: Expression, scope: Scope): Expression {
+    return size.assumeAtLeast(0, this.#boundsIn(scope).learned);
+  }
+
+  #boundsIn(scope: Scope): SizeBounds {
+    return { known: this.#bounds, learned: scope.depth === 0 ? this.#bounds : undefined };
   }
 
   #inferLate(value: Value): ValueFacts {

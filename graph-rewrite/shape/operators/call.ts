@@ -11,6 +11,13 @@ export type RuleTable = Readonly<Record<string, Rule>>;
 
 type Size = Expression | undefined;
 
+/** Lower bounds of the model inputs' dimensions. */
+export interface SizeBounds {
+  readonly known: ReadonlyMap<string, number>;
+  /** Where new ones go; undefined inside subgraphs, which need not run. */
+  readonly learned: Map<string, number> | undefined;
+}
+
 /** The operator's node with what is known of its inputs. */
 export class Call {
   readonly node: Node;
@@ -18,10 +25,13 @@ export class Call {
   readonly opset: number;
   readonly inputs: readonly (ValueFacts | undefined)[];
 
-  constructor(node: Node, opset: number, inputs: readonly (ValueFacts | undefined)[]) {
+  readonly #bounds: SizeBounds;
+
+  constructor(node: Node, opset: number, inputs: readonly (ValueFacts | undefined)[], bounds: SizeBounds) {
     this.node = node;
     this.opset = opset;
     this.inputs = inputs;
+    this.#bounds = bounds;
   }
 
   /** Facts of an input; of one that is left out, nothing is known. */
@@ -45,6 +55,17 @@ export class Call {
   size(index: number, axis: number): Size {
     const shape = this.shape(index);
     return shape?.[axis < 0 ? axis + shape.length : axis];
+  }
+
+  /** An input's shape with all that is known of how large the model's inputs are at least. */
+  boundedShape(index: number): readonly Expression[] | undefined {
+    const { known } = this.#bounds;
+    return known.size === 0 ? this.shape(index) : this.shape(index)?.map((size) => size.withLowerBounds(known));
+  }
+
+  /** A size that the operator refuses below this. */
+  atLeast(size: Size, lower: number): Size {
+    return size?.assumeAtLeast(lower, this.#bounds.learned);
   }
 
   int(name: string, otherwise: number): number {

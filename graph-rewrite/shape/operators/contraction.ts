@@ -93,8 +93,12 @@ function windowOf(call: Call, kernel: readonly Size[]): Window {
   };
 }
 
-/** Spatial sizes that a sliding window leaves. */
-function slidSizes(sizes: readonly Size[], window: Window, roundUp: boolean): Size[] {
+/** Spatial sizes that a sliding window leaves; the runtime refuses a window that does not fit at least once. */
+function slidSizes(call: Call, sizes: readonly Size[], window: Window, roundUp: boolean): Size[] {
+  return windowCounts(sizes, window, roundUp).map((size) => call.atLeast(size, 1));
+}
+
+function windowCounts(sizes: readonly Size[], window: Window, roundUp: boolean): Size[] {
   return sizes.map((size, axis) => {
     const stride = window.strides[axis] ?? 1;
     if (size === undefined) return undefined;
@@ -130,7 +134,7 @@ function paddingOf({ pads }: Window, axis: number): number {
 function convShape(call: Call, source: Shape, weight: Shape): Shape {
   if (!source || !weight) return unknownShape(source?.length ?? weight?.length);
   const kernel = call.ints('kernel_shape')?.map((k) => Expression.constant(k)) ?? weight.slice(2);
-  return [source[0], weight[0], ...slidSizes(source.slice(2), windowOf(call, kernel), false)];
+  return [source[0], weight[0], ...slidSizes(call, source.slice(2), windowOf(call, kernel), false)];
 }
 
 const convRule: Rule = (call) => ({ type: call.type(), shape: convShape(call, call.shape(0), call.shape(1)) });
@@ -175,7 +179,7 @@ const poolRule: Rule = (call) => {
   const { type, shape: source } = call.input(0);
   const kernel = call.ints('kernel_shape')?.map((k) => Expression.constant(k));
   if (!source || !kernel) return { type, shape: unknownShape(source?.length) };
-  const sizes = slidSizes(source.slice(2), windowOf(call, kernel), call.flag('ceil_mode'));
+  const sizes = slidSizes(call, source.slice(2), windowOf(call, kernel), call.flag('ceil_mode'));
   const shape = [source[0], source[1], ...sizes];
   return [
     { type, shape },

@@ -2,6 +2,7 @@
 import { DataType } from '../../onnx/proto.js';
 import { Expression, sortedByKey } from '../expression.js';
 import {
+  broadcastReader,
   broadcastShapes,
   constantCount,
   constantSizes,
@@ -202,25 +203,6 @@ function exactOnly(operation: Integer | undefined, operands: readonly Expression
   if (!operands.every((o) => o.exact)) return undefined;
   const result = operation?.(...operands);
   return result?.exact ? result : undefined;
-}
-
-/** Reads elements of a tensor at the flat indices of what it is broadcast to. */
-function broadcastReader(elements: readonly Expression[], own: number[], target: number[]): (index: number) => Value {
-  if (elements.length === 1) return () => elements[0];
-  const strides: number[] = [];
-  let stride = 1;
-  for (let axis = own.length - 1; axis >= 0; axis--) {
-    strides.unshift(own[axis] === 1 ? 0 : stride);
-    stride *= own[axis]!;
-  }
-  return (index) => {
-    let at = 0;
-    for (let axis = target.length - 1; axis >= 0; axis--) {
-      at += (index % target[axis]!) * (strides[axis - (target.length - own.length)] ?? 0);
-      index = Math.floor(index / target[axis]!);
-    }
-    return elements[at];
-  };
 }
 
 const present = (call: Call) => call.inputs.filter((i) => i !== undefined);

@@ -2,7 +2,14 @@
 import { DataType } from '../../onnx/proto.js';
 import { constantOfTensor } from '../constant.js';
 import { Expression, product } from '../expression.js';
-import { broadcastShapes, ConstantFacts, constantCount, constantSizes, type Derived, MOST_ELEMENTS } from '../facts.js';
+import {
+  broadcastReader,
+  broadcastShapes,
+  ConstantFacts,
+  constantSizes,
+  type Derived,
+  MOST_ELEMENTS,
+} from '../facts.js';
 import { type Call, likeFirst, normalAxis, type Rule, type RuleTable, sum, times, unknownShape } from './call.js';
 import { sliceRule } from './slice.js';
 
@@ -11,7 +18,7 @@ type Size = Expression | undefined;
 const ONE = Expression.constant(1);
 
 const shapeRule: Rule = (call) => {
-  const shape = call.shape();
+  const shape = call.boundedShape(0);
   if (!shape) return { type: DataType.INT64, shape: [undefined] };
   const clamp = (at: number) => Math.min(Math.max(at < 0 ? at + shape.length : at, 0), shape.length);
   const start = clamp(call.int('start', 0));
@@ -20,7 +27,7 @@ const shapeRule: Rule = (call) => {
 };
 
 const sizeRule: Rule = (call) => {
-  const shape = call.shape();
+  const shape = call.boundedShape(0);
   return { type: DataType.INT64, shape: [], elements: [shape && product(shape)] };
 };
 
@@ -214,13 +221,15 @@ const expandRule: Rule = (call) => {
   return { type, uniform, shape, elements: repeated(call, shape) };
 };
 
-/** Elements of an expansion of one element, or of a tensor that keeps its size. */
+/** Elements of an expansion that is small. */
 function repeated(call: Call, shape: readonly Size[] | undefined): Size[] | undefined {
   const elements = call.elements(0);
-  const count = shape?.every((s) => s !== undefined) ? constantCount(shape as Expression[]) : undefined;
-  if (!elements || count === undefined || count > MOST_ELEMENTS) return undefined;
-  if (elements.length === 1) return Array.from({ length: count }, () => elements[0]);
-  return elements.length === count ? [...elements] : undefined;
+  const own = constantSizes(call.shape());
+  const sizes = shape?.every((s) => s !== undefined) ? constantSizes(shape as Expression[]) : undefined;
+  const count = sizes?.reduce((product, size) => product * size, 1);
+  if (!elements || !own || !sizes || count === undefined || count > MOST_ELEMENTS) return undefined;
+  const read = broadcastReader(elements, own, sizes);
+  return Array.from({ length: count }, (_, index) => read(index));
 }
 
 const constantOfShapeRule: Rule = (call) => {

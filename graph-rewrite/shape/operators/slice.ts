@@ -41,10 +41,10 @@ export const sliceRule: Rule = (call): Derived => {
 /** The size that is left of an axis. */
 function slicedSize(size: Expression, { start, end, step }: Bounds): Size {
   if (!start || !end || !step) return undefined;
-  const from = position(start, size, 0);
   // Backwards, the end is the last position not taken, which −1 stands for where all before it are.
   const to = position(end, size, step > 0 ? 0 : -1);
-  if (!from || !to) return undefined;
+  if (step === 1 && to.equals(size)) return lengthToEnd(size, start);
+  const from = position(start, size, 0);
   const most = step > 0 ? size : size.minus(1);
   const [first, last] = [Expression.minimum(from, most), Expression.minimum(to, most)];
   const distance = step > 0 ? last.minus(first) : first.minus(last);
@@ -52,13 +52,24 @@ function slicedSize(size: Expression, { start, end, step }: Bounds): Size {
   return Expression.maximum(distance.plus(stride - 1).floorDividedBy(stride), ZERO);
 }
 
-/** A position counted from the front and not below the lowest; undefined where its sign is not known. */
-function position(at: Expression, size: Expression, lowest: number): Size {
+/** What is left from a position on. */
+function lengthToEnd(size: Expression, start: Expression): Expression {
+  const fromFront = size.minus(Expression.minimum(start, size));
+  if (start.range.lower >= 0) return fromFront;
+  if (start.value !== undefined && -start.value >= NO_SIZE) return size;
+  const fromEnd = Expression.minimum(start.times(-1), size);
+  if (start.range.upper < 0) return fromEnd;
+  return Expression.operation('where', Expression.operation('less', start, ZERO), fromEnd, fromFront);
+}
+
+/** A position counted from the front and not below the lowest. */
+function position(at: Expression, size: Expression, lowest: number): Expression {
   // Exporters write the largest 32-bit or 64-bit integer for "to the end".
   if (at.value !== undefined && Math.abs(at.value) >= NO_SIZE) return at.value > 0 ? size : Expression.constant(lowest);
   if (at.range.lower >= 0) return at;
-  if (at.range.upper >= 0) return undefined;
-  return Expression.maximum(at.plus(size), Expression.constant(lowest));
+  const fromEnd = Expression.maximum(at.plus(size), Expression.constant(lowest));
+  if (at.range.upper < 0) return fromEnd;
+  return Expression.operation('where', Expression.operation('less', at, ZERO), fromEnd, at);
 }
 
 /** Elements of a slice with constant bounds. */
