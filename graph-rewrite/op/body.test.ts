@@ -1,0 +1,153 @@
+import test from 'ava';
+import fc from 'fast-check';
+import {
+  buildModel,
+  describeProblem,
+  difference,
+  drawProblem,
+  referenceOf,
+  runModel,
+  type TestProblem,
+} from '../../test/attention-problems.js';
+import { OrtFlashError } from '../errors.js';
+import { DataType } from '../onnx/proto.js';
+import { type FunctionVariant, functionFor, overloadName } from './body.js';
+import { DEFAULT_ATTRIBUTES } from './definition.js';
+import { flashAttentionNode } from './node.js';
+
+const TOLERANCE = {
+  float32: { absolute: 2e-5, relative: 2e-5 },
+  // Scores of magnitude 8 rounded to 11 bits shift a weight by half a percent.
+  float16: { absolute: 2e-2, relative: 1e-2 },
+} as const;
+
+/** Runs the node with its body in stock ONNX Runtime; says what differs from the reference. */
+async function runBody(drawn: TestProblem, dynamic: boolean): Promise<string | undefined> {
+  const { attributes, tensors, variant, problem } = drawn;
+  const type = tensors.Q.type as 'float32' | 'float16';
+  const names = ['Y', ...(variant.hasPast ? ['present_key', 'present_value'] : [])];
+  const body = functionFor(variant);
+  const node = flashAttentionNode({
+    attributes,
+    inputs: Object.fromEntries(Object.keys(tensors).map((name) => [name, name])) as { Q: string; K: string; V: string },
+    outputs: Object.fromEntries(names.map((name) => [name, name])) as { Y: string },
+    name: 'attention',
+    overload: overloadName(variant),
+  });
+  const outputs = Object.fromEntries(names.map((name) => [name, type]));
+  const model = buildModel(
+    { nodes: [node], functions: [body], inputs: tensors, outputs, opset: variant.opset },
+    dynamic,
+  );
+  const results = await runModel(model, tensors);
+  const reference = referenceOf(drawn);
+  if (results.Y!.shape.join() !== problem.outputShape.join()) return `shape (${results.Y!.shape})`;
+  const found = difference(results.Y!.data, reference.Y, TOLERANCE[type]);
+  if (found !== undefined || !variant.hasPast) return found;
+  return (
+    difference(results.present_key!.data, reference.presentKey!, { absolute: 0, relative: 0 }) ??
+    difference(results.present_value!.data, reference.presentValue!, { absolute: 0, relative: 0 })
+  );
+}
+
+// Every opset that changes an operator the bodies use, and those that exporters write most.
+const OPSETS = [7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 21, 23, 24, 25];
+
+for (const opset of OPSETS) {
+  for (const type of ['float32', 'float16'] as const) {
+    test.serial(`bodies in opset ${opset}, ${type}, compute what the reference does`, async (t) => {
+      await fc.assert(
+        fc.asyncProperty(fc.gen(), fc.boolean(), async (pick, dynamic) => {
+          const drawn = drawProblem(pick, { opset, type, plain: opset < 9 });
+          if (opset < 8 && drawn.variant.hasSink) return;
+          let found: string | undefined;
+          try {
+            found = await runBody(drawn, dynamic);
+          } catch (error) {
+            found = (error as Error).message;
+          }
+          if (found !== undefined) throw new Error(`${found}\n${describeProblem(drawn)}`);
+        }),
+        { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 25) },
+      );
+      t.pass();
+    });
+  }
+}
+
+const plain: FunctionVariant = {
+  attributes: { ...DEFAULT_ATTRIBUTES, scale: 0.125, queryHeads: 12, keyHeads: 12, ...layouts('BS(HD)') },
+  elementType: DataType.FLOAT,
+  opset: 17,
+  known: { headDimension: 64, valueDimension: 64 },
+};
+
+function layouts(layout: string) {
+  return { queryLayout: layout, keyLayout: layout, valueLayout: layout, outputLayout: layout };
+}
+
+function operators(variant: FunctionVariant): string {
+  const { node } = functionFor(variant);
+  return node
+    .map((n) => n.op_type)
+    .filter((op) => op !== 'Constant')
+    .join(' ');
+}
+
+test('a plain attention is what a careful exporter writes, and nothing more', (t) => {
+  const view = 'Reshape Transpose';
+  t.is(operators(plain), `${view} ${view} ${view} Mul MatMul Softmax MatMul Transpose Reshape`);
+  const heads = { ...plain, attributes: { ...plain.attributes, ...layouts('BHSD'), scale: 1 } };
+  t.is(operators(heads), 'Transpose MatMul Softmax MatMul');
+  const grouped = { ...heads, attributes: { ...heads.attributes, keyHeads: 4 } };
+  t.is(operators(grouped), 'Transpose Reshape MatMul Softmax MatMul Reshape');
+  const causal = { ...heads, attributes: { ...heads.attributes, isCausal: true } };
+  t.is(
+    operators(causal),
+    'Transpose MatMul Shape Gather Range Shape Gather Range Unsqueeze Add Less Where Softmax MatMul',
+    'no row of it can be empty',
+  );
+  const mask = { kind: 'additive', rank: 4, mayBeShorter: false, mayEmptyRows: false } as const;
+  t.is(operators({ ...heads, mask }), 'Transpose MatMul Add Softmax MatMul');
+});
+
+test('equal variants have one name, and different ones have different names', (t) => {
+  t.is(overloadName(plain), 'float32 opset17 BS(HD) scale=0.125 q_num_heads=12 kv_num_heads=12 sizes=?,?,64,64');
+  const rewritten = { ...plain, attributes: { ...plain.attributes, scale: Math.fround(0.3) } };
+  t.is(overloadName(rewritten), overloadName({ ...rewritten, attributes: { ...rewritten.attributes, scale: 0.3 } }));
+  const mask = { kind: 'boolean', rank: 2, mayBeShorter: true, mayEmptyRows: true } as const;
+  const variants: FunctionVariant[] = [
+    plain,
+    rewritten,
+    { ...plain, opset: 18 },
+    { ...plain, mask },
+    { ...plain, mask: { ...mask, rank: 3 } },
+    { ...plain, mask: { ...mask, mayEmptyRows: false } },
+    { ...plain, mask: { ...mask, kind: 'additive' } },
+    { ...plain, hasPast: true },
+    { ...plain, hasSink: true },
+    { ...plain, hasLengths: true },
+    { ...plain, elementType: DataType.FLOAT16 },
+    { ...plain, known: {} },
+    { ...plain, attributes: { ...plain.attributes, outputLayout: 'BHSD' } },
+    { ...plain, attributes: { ...plain.attributes, maskedValue: -1e4 } },
+  ];
+  t.is(new Set(variants.map(overloadName)).size, variants.length);
+});
+
+test('what an opset or a variant cannot say is refused', (t) => {
+  const refuse = (variant: FunctionVariant, code: string, message: RegExp) =>
+    t.throws(() => functionFor(variant), { instanceOf: OrtFlashError, code, message });
+  refuse({ ...plain, opset: 6 }, 'unsupported', /opset 6/);
+  refuse({ ...plain, opset: 8, attributes: { ...plain.attributes, isCausal: true } }, 'unsupported', /causality/);
+  refuse({ ...plain, opset: 7, hasSink: true }, 'unsupported', /sink/);
+  refuse({ ...plain, elementType: DataType.INT64 }, 'invalid-argument', /int64/);
+  const slice = { ...plain.attributes, ...layouts('BS(HD@0/768)'), outputLayout: 'BS(HD)' };
+  refuse({ ...plain, attributes: slice, known: {} }, 'invalid-argument', /head dimension/);
+  refuse(
+    { ...plain, attributes: { ...plain.attributes, outputLayout: 'BS([0/3]HD)' } },
+    'invalid-argument',
+    /no output/,
+  );
+  refuse({ ...plain, known: {}, attributes: { ...plain.attributes, queryHeads: 0 } }, 'invalid-argument', /heads/);
+});
