@@ -54,12 +54,22 @@ function slicedSize(size: Expression, { start, end, step }: Bounds): Size {
 
 /** What is left from a position on. */
 function lengthToEnd(size: Expression, start: Expression): Expression {
-  const fromFront = size.minus(Expression.minimum(start, size));
+  const fromFront = lengthFrom(size, start);
   if (start.range.lower >= 0) return fromFront;
   if (start.value !== undefined && -start.value >= NO_SIZE) return size;
   const fromEnd = Expression.minimum(start.times(-1), size);
   if (start.range.upper < 0) return fromEnd;
   return Expression.operation('where', Expression.operation('less', start, ZERO), fromEnd, fromFront);
+}
+
+/** What is left from a position counted from the front. */
+function lengthFrom(size: Expression, start: Expression): Expression {
+  const atom = start.atom;
+  const raised = atom?.operation === 'max' ? atom.operands.find((o) => !o.equals(0)) : undefined;
+  // From max(0, size − x) on there are min(size, x), which says more than a difference of maxima.
+  if (raised && atom!.operands.some((o) => o.equals(0)))
+    return Expression.maximum(Expression.minimum(size, size.minus(raised)), ZERO);
+  return size.minus(Expression.minimum(start, size));
 }
 
 /** A position counted from the front and not below the lowest. */
