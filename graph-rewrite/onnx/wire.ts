@@ -3,11 +3,11 @@ import Long from 'long';
 import { Reader, Writer } from 'protobufjs/minimal.js';
 
 /**
- * How many fields and numbers one message may hold in all, and what an empty field counts. Hundreds of times what real
- * models need, and so low that a small hostile file cannot grow into gigabytes of objects.
+ * How many fields and numbers one message may hold in all; very short fields count more, since each may become an object
+ * of hundreds of bytes. Far beyond what real models need, and so low that a small hostile file cannot fill the memory.
  */
 const LARGEST_COUNT = 2 ** 25;
-const EMPTY_FIELD_COST = 16;
+const fieldCost = (length: number) => (length === 0 ? 64 : length < 8 ? 8 : 1);
 
 const NON_ASCII = /[^\0-\x7f]/;
 const LONE_SURROGATE = /\p{Surrogate}/u;
@@ -29,13 +29,13 @@ export class MessageReader extends Reader {
 
   private charge(count: number): void {
     this.remaining -= count;
-    if (this.remaining < 0) throw new Error(`more than ${LARGEST_COUNT} fields and numbers`);
+    if (this.remaining < 0) throw new Error('more fields and numbers than any model has');
   }
 
   /** The length of a length-delimited field. */
   override size(): number {
     const length = super.size();
-    this.charge(length === 0 ? EMPTY_FIELD_COST : 1);
+    this.charge(fieldCost(length));
     return length;
   }
 
