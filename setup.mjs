@@ -55,6 +55,11 @@ function generateSchema() {
   run(binary('pbjs'), [...flags, ...without, '-o', target, source]);
 }
 
+function linkShaders() {
+  say('linking shaders');
+  run(process.execPath, [at('kernels-wgsl', 'link.mjs')]);
+}
+
 function compile() {
   say('compiling TypeScript');
   rmSync(at('dist'), { recursive: true, force: true });
@@ -62,10 +67,15 @@ function compile() {
   cpSync(at('graph-rewrite', 'onnx', 'generated'), at('dist', 'graph-rewrite', 'onnx', 'generated'), {
     recursive: true,
   });
+  for (const file of ['linked.js', 'linked.d.ts'])
+    cpSync(at('kernels-wgsl', 'shaders', file), at('dist', 'kernels-wgsl', 'shaders', file));
 }
 
 function installBrowser() {
-  if (existsSync('/usr/bin/chromium') || process.platform !== 'linux') return;
+  // Chromium brings SwiftShader; Dawn in Node reaches it through Vulkan's loader.
+  const has = (file) =>
+    ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu'].some((f) => existsSync(join(f, file)));
+  if ((existsSync('/usr/bin/chromium') && has('libvulkan.so.1')) || process.platform !== 'linux') return;
   say('installing Chromium with apt');
   const sudo = process.getuid?.() === 0 ? [] : ['sudo', '-n'];
   const apt = (...args) => {
@@ -73,7 +83,7 @@ function installBrowser() {
     run(command, rest);
   };
   apt('-qq', 'update');
-  apt('-qq', '-y', '--no-install-recommends', 'install', 'chromium');
+  apt('-qq', '-y', '--no-install-recommends', 'install', 'chromium', 'libvulkan1');
 }
 
 /** The Node addon, which the tests of Node sessions need; without a C++ compiler they are skipped. */
@@ -85,6 +95,7 @@ function buildAddon() {
 
 installDependencies();
 generateSchema();
+linkShaders();
 compile();
 if (options.has('--test')) {
   installBrowser();

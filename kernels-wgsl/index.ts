@@ -1,0 +1,18 @@
+/** FlashAttention for WebGPU: the kernels alone, for anyone with a GPUDevice. */
+export { type AdapterFacts, adapterFacts, DEFAULT_ADAPTER, type SubgroupMatrixShape } from './adapter.js';
+export {
+  type AttentionBuffers,
+  FlashAttention,
+  type FlashAttentionOptions,
+  type PreparedAttention,
+  type TensorBuffer,
+} from './flash-attention.js';
+export {
+  type AttentionPlan,
+  type PlanBinding,
+  type PlanDispatch,
+  type PlanOptions,
+  type PlanTensor,
+  planAttention,
+} from './plan.js';
+export type { PrefillTiles } from './tiles.js';

@@ -1,0 +1,3 @@
+/** WGSL of each kernel, as link.mjs makes it from the .wesl files in this folder. */
+export declare const SHADERS: Readonly<Record<KernelName, string>>;
+export type KernelName = 'prefill' | 'decode' | 'combine' | 'append' | 'prefill-matrix';
