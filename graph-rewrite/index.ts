@@ -1,5 +1,6 @@
 /** `ort-flash`: finds attention in ONNX models and replaces it by `FlashAttention`. Runs in browsers and in Node. */
 export * from './errors.js';
+export * from './onnx/codec.js';
 export { type FunctionVariant, functionFor, type MaskVariant, overloadName, requiredIrVersion } from './op/body.js';
 export * from './op/definition.js';
 export * from './op/half.js';
@@ -7,3 +8,5 @@ export * from './op/layout.js';
 export * from './op/node.js';
 export * from './op/problem.js';
 export * from './op/reference.js';
+export * from './report.js';
+export { type RewriteOptions, rewriteModel } from './rewrite.js';

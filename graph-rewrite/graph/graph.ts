@@ -178,13 +178,15 @@ export class Graph {
   }
 
   /**
-   * Puts a new node before another one. An output whose name the graph already has must belong to a node that was
-   * removed: its uses pass to the new node.
+   * Puts nodes in the place of one, in order. An output of theirs may carry a name that the old node computed: the uses
+   * of that value pass to the new node.
    */
-  insertBefore(anchor: Node, proto: NodeProto): Node {
-    const node = this.#connect(proto);
-    this.nodes.splice(this.nodes.indexOf(anchor), 0, node);
-    return node;
+  replace(old: Node, protos: readonly NodeProto[]): Node[] {
+    const at = this.nodes.indexOf(old);
+    this.remove(old);
+    const nodes = protos.map((proto) => this.#connect(proto));
+    this.nodes.splice(at, 0, ...nodes);
+    return nodes;
   }
 
   /** Adds a constant under a name nothing else has. */
@@ -299,4 +301,15 @@ export class Model {
     this.#names.add(name);
     return name;
   }
+}
+
+/**
+ * Whether everything that a node computes ends up in some of these nodes and nowhere else, so that it dies with them:
+ * the arithmetic on shapes around a Reshape that is no longer needed.
+ */
+export function feedsOnly(node: Node, targets: ReadonlySet<Node>, seen = new Set<Node>()): boolean {
+  if (targets.has(node) || seen.has(node)) return true;
+  seen.add(node);
+  if (seen.size > 256 || node.subgraphs.length > 0) return false;
+  return node.outputs.every((v) => !v || (!v.isOutput && v.uses.every((u) => feedsOnly(u.node, targets, seen))));
 }

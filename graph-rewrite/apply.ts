@@ -1,0 +1,170 @@
+import type { FunctionTable } from './functions.js';
+import { NodeList } from './graph/builder.js';
+import type { Graph, Node } from './graph/graph.js';
+import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
+import type { NodeProto } from './onnx/proto.js';
+import type { FunctionVariant } from './op/body.js';
+import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './op/definition.js';
+import { formatLayout, isMerged, parseLayout } from './op/layout.js';
+import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './op/node.js';
+import { readCache } from './recognise/cache.js';
+import { type EmittedMask, emitMask } from './recognise/emit.js';
+import { refuse } from './recognise/refusal.js';
+import type { Site } from './recognise/site.js';
+import type { Inference } from './shape/inference.js';
+
+/** A site after it was replaced. */
+export interface AppliedSite {
+  readonly node: Node;
+  readonly attributes: FlashAttentionAttributes;
+  readonly mask: EmittedMask | undefined;
+}
+
+/**
+ * Puts one `FlashAttention` node in a site's place, with the function body that the node falls back on.
+ * Throws a refusal, and changes nothing that runs, where the operator cannot say what the site computes.
+ */
+export function applySite(site: Site, functions: FunctionTable, inference: Inference): AppliedSite {
+  const anchor = site.output.value.producer!;
+  const { graph } = anchor;
+  const type = dataTypeName(site.type) as DataTypeName;
+  const list = new NodeList(graph, site.output.value.name);
+  const mask = emitMask(site.masks, type, list, inference);
+  let query = site.query.value.name;
+  for (const factor of site.formula.factors)
+    query = list.add(factor.divide ? 'Div' : 'Mul', [query, factor.value.name]);
+  const sink =
+    site.sink &&
+    (site.sink.isVector ? site.sink.value.name : list.add('Reshape', [site.sink.value.name, list.ints([-1])]));
+  const attributes = siteAttributes(site, mask);
+  const variant: FunctionVariant = {
+    attributes,
+    elementType: site.type,
+    opset: graph.model.opset(),
+    ...(mask ? { mask: maskVariant(mask) } : {}),
+    ...(sink === undefined ? {} : { hasSink: true }),
+    known: knownSizes(site),
+  };
+  const call: FlashAttentionNode = {
+    attributes,
+    inputs: {
+      Q: query,
+      K: site.key.value.name,
+      V: site.value.value.name,
+      ...(mask ? { attn_mask: mask.name } : {}),
+      ...(sink === undefined ? {} : { sink }),
+    },
+    outputs: { Y: site.output.value.name },
+    name: site.output.value.name,
+    overload: functions.overload(variant),
+  };
+  for (const tensor of list.initializers) graph.addInitializer(tensor);
+  const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call)], site.nodes);
+  const node = absorbCache({ node: nodes.at(-1)!, call, variant }, functions, inference);
+  return { node, attributes: readAttributes(node.proto), mask };
+}
+
+/** The mask spans the keys or is broadcast over them; a finite value in place of scores leaves no row without a key. */
+function maskVariant(mask: EmittedMask): NonNullable<FunctionVariant['mask']> {
+  const mayEmptyRows = mask.kind === 'additive' || mask.maskedValue === Number.NEGATIVE_INFINITY;
+  return { kind: mask.kind, rank: mask.rank, mayBeShorter: false, mayEmptyRows };
+}
+
+function replaceBy(graph: Graph, anchor: Node, protos: readonly NodeProto[], dead: Iterable<Node>): Node[] {
+  // What the old node needed dies with it unless something else reads it.
+  const needed = anchor.inputs.flatMap((v) => v?.producer ?? []);
+  const nodes = graph.replace(anchor, protos);
+  graph.removeDead([...dead, ...needed].filter((n) => n !== anchor));
+  return nodes;
+}
+
+interface PlacedCall {
+  readonly node: Node;
+  readonly call: FlashAttentionNode;
+  readonly variant: FunctionVariant;
+}
+
+/**
+ * Turns keys and values that are Concat(past, new) into the operator's past inputs and present outputs, so that the
+ * runtime can append to the cache instead of copying it.
+ * @returns the node that computes the site now.
+ */
+function absorbCache({ node, call, variant }: PlacedCall, functions: FunctionTable, inference: Inference): Node {
+  const { graph } = node;
+  const { keyLayout, valueLayout } = call.attributes;
+  const [, keyValue, valueValue] = node.inputs;
+  if (keyLayout !== 'BHSD' || valueLayout !== 'BHSD' || !keyValue || !valueValue || keyValue === valueValue)
+    return node;
+  const key = readCache(keyValue, node, graph, inference);
+  const value = readCache(valueValue, node, graph, inference);
+  if (!key || !value) return node;
+  const merged = [key, value].some((c) => isMerged(c.freshLayout, 'H'));
+  const keyHeads = inference.of(keyValue).shape?.[1]?.value;
+  if (merged && keyHeads === undefined) return node;
+  const attributes: FlashAttentionAttributes = {
+    ...call.attributes,
+    keyHeads: merged ? keyHeads! : call.attributes.keyHeads,
+    keyLayout: formatLayout(key.freshLayout),
+    valueLayout: formatLayout(value.freshLayout),
+  };
+  const full: FlashAttentionNode = {
+    ...call,
+    attributes,
+    inputs: {
+      ...call.inputs,
+      K: key.fresh.name,
+      V: value.fresh.name,
+      past_key: key.past.name,
+      past_value: value.past.name,
+    },
+    outputs: { ...call.outputs, present_key: key.present.name, present_value: value.present.name },
+    overload: functions.overload({ ...variant, attributes, hasPast: true }),
+  };
+  functions.release(call.overload!);
+  const needed = [key, value].flatMap((c) => [...c.absorbed, ...c.node.inputs.flatMap((v) => v?.producer ?? [])]);
+  graph.remove(key.node);
+  graph.remove(value.node);
+  const [replaced] = graph.replace(node, [flashAttentionNode(full)]);
+  graph.removeDead(needed);
+  return replaced!;
+}
+
+function siteAttributes(site: Site, mask: EmittedMask | undefined): FlashAttentionAttributes {
+  const layouts = {
+    queryLayout: site.query.layout,
+    keyLayout: site.key.layout,
+    valueLayout: site.value.layout,
+    outputLayout: site.output.layout,
+  };
+  const needs = (...texts: string[]) => texts.some((text) => isMerged(parseLayout(text), 'H'));
+  const heads = site.sizes.H.value;
+  const keyHeads = site.keyHeads.value;
+  const queryMerged = needs(site.query.layout, site.output.layout);
+  const keyMerged = needs(site.key.layout, site.value.layout);
+  if ((queryMerged && heads === undefined) || (keyMerged && keyHeads === undefined))
+    refuse('the number of heads is not a constant', site.output.value);
+  const widest = site.formula.casts.reduce((a, b) => Math.max(a, b), 0);
+  return {
+    ...DEFAULT_ATTRIBUTES,
+    ...layouts,
+    scale: site.scale,
+    softcap: site.formula.softcap,
+    queryHeads: queryMerged ? heads! : 0,
+    keyHeads: keyMerged ? keyHeads! : 0,
+    maskedValue: mask?.maskedValue ?? DEFAULT_ATTRIBUTES.maskedValue,
+    maskPeriod: mask?.period ?? 0,
+    softmaxPrecision: site.formula.casts.some((c) => c !== site.type) ? widest : 0,
+  };
+}
+
+function knownSizes(site: Site): NonNullable<FunctionVariant['known']> {
+  const known: Record<string, number> = {};
+  const add = (name: string, size: number | undefined) => {
+    if (size !== undefined) known[name] = size;
+  };
+  add('queryHeads', site.sizes.H.value);
+  add('keyHeads', site.keyHeads.value);
+  add('headDimension', site.headDimension.value);
+  add('valueDimension', site.valueDimension.value);
+  return known;
+}

@@ -1,0 +1,40 @@
+import Long from 'long';
+import { type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
+import { type FunctionVariant, functionFor, overloadName, requiredIrVersion } from './op/body.js';
+import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP, FLASH_ATTENTION_VERSION } from './op/definition.js';
+
+/** The function bodies that a model's `FlashAttention` nodes fall back on: one for each variant in use. */
+export class FunctionTable {
+  readonly #uses = new Map<string, { variant: FunctionVariant; count: number }>();
+
+  /** Names the variant's function and counts one more node that calls it. */
+  overload(variant: FunctionVariant): string {
+    const name = overloadName(variant);
+    const entry = this.#uses.get(name) ?? { variant, count: 0 };
+    entry.count++;
+    this.#uses.set(name, entry);
+    return name;
+  }
+
+  /** Counts one node less. */
+  release(overload: string): void {
+    const entry = this.#uses.get(overload);
+    if (entry) entry.count--;
+  }
+
+  /** Writes the functions in use into the model, imports the operator's domain, and raises the IR version. */
+  install(model: ModelProto): void {
+    const used = [...this.#uses].filter(([, entry]) => entry.count > 0);
+    if (used.length === 0) return;
+    const isOurs = (f: { domain?: string | null; name?: string | null }) =>
+      f.domain === FLASH_ATTENTION_DOMAIN && f.name === FLASH_ATTENTION_OP;
+    const present = new Set(model.functions.filter(isOurs).map((f) => f.overload ?? ''));
+    for (const [overload, { variant }] of used) if (!present.has(overload)) model.functions.push(functionFor(variant));
+    if (!model.opset_import.some((o) => o.domain === FLASH_ATTENTION_DOMAIN))
+      model.opset_import.push(
+        new OperatorSetIdProto({ domain: FLASH_ATTENTION_DOMAIN, version: Long.fromNumber(FLASH_ATTENTION_VERSION) }),
+      );
+    if ((model.ir_version?.toNumber() ?? 0) < requiredIrVersion())
+      model.ir_version = Long.fromNumber(requiredIrVersion());
+  }
+}

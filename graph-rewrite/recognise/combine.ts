@@ -1,0 +1,93 @@
+import type { Value } from '../graph/graph.js';
+import type { Dimension } from './atoms.js';
+import { refuse } from './refusal.js';
+import type { ScoreStep } from './scores.js';
+
+/** One mask or bias on the scores. */
+export interface MaskTerm {
+  readonly value: Value;
+  /** The scores' dimensions where it was applied; the value's own are aligned with them from the right. */
+  readonly dimensions: readonly Dimension[];
+  /** `additive` is added times `factor`; `boolean` puts `fill` where the value is not `keepWhere`. */
+  readonly kind: 'additive' | 'boolean';
+  readonly factor: number;
+  readonly keepWhere: boolean;
+  readonly fill: number;
+}
+
+/** A factor on the scores that is the same for all keys. */
+export interface QueryFactor {
+  readonly value: Value;
+  readonly divide: boolean;
+  readonly dimensions: readonly Dimension[];
+}
+
+/** An extra logit a head, in the softmax's denominator only. */
+export type SinkTerm = Extract<ScoreStep, { kind: 'sink' }>;
+
+/** The scores' steps in the operator's own order: scale, soft cap, masks. */
+export interface ScoreFormula {
+  readonly scale: number;
+  /** 0 for none. */
+  readonly softcap: number;
+  readonly masks: readonly MaskTerm[];
+  readonly factors: readonly QueryFactor[];
+  readonly sink: SinkTerm | undefined;
+  /** Data types that the scores are cast to on the way, in order. */
+  readonly casts: readonly number[];
+}
+
+/**
+ * Brings the steps into the order that the operator has. A scale behind a mask multiplies the mask as well, and
+ * c · tanh(a · s) is the soft cap c of scores scaled by a·c.
+ */
+export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
+  let inner = 1;
+  let outer = 1;
+  let capped = false;
+  let masks: MaskTerm[] = [];
+  const factors: QueryFactor[] = [];
+  const casts: number[] = [];
+  let sink: SinkTerm | undefined;
+  for (const step of steps) {
+    if (sink && step.kind !== 'cast') refuse('the scores are changed after a sink was joined to them', sink.value);
+    switch (step.kind) {
+      case 'scale':
+        if (!Number.isFinite(step.factor) || step.factor === 0) refuse('the scores are scaled by zero or infinity');
+        if (capped) outer *= step.factor;
+        else inner *= step.factor;
+        masks = masks.map((m) => scaleMask(m, step.factor));
+        break;
+      case 'factor':
+        if (capped || masks.length > 0)
+          refuse('the scores are multiplied by a tensor after a mask or a soft cap', step.value);
+        factors.push(step);
+        break;
+      case 'tanh':
+        if (capped || masks.length > 0) refuse('tanh is applied to scores that are masked or capped already');
+        capped = true;
+        break;
+      case 'add':
+        masks.push({ ...step, kind: 'additive', factor: step.negate ? -1 : 1, keepWhere: true, fill: 0 });
+        break;
+      case 'select':
+        masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1 });
+        break;
+      case 'sink':
+        sink = step;
+        break;
+      case 'cast':
+        casts.push(step.type);
+        break;
+    }
+  }
+  if (capped && outer <= 0) refuse('the scores are capped with a negative factor');
+  return capped
+    ? { scale: inner * outer, softcap: outer, masks, factors, sink, casts }
+    : { scale: inner, softcap: 0, masks, factors, sink, casts };
+}
+
+function scaleMask(mask: MaskTerm, factor: number): MaskTerm {
+  if (mask.kind === 'additive') return { ...mask, factor: mask.factor * factor };
+  return { ...mask, fill: mask.fill * factor };
+}

@@ -1,0 +1,95 @@
+import type { Node, Value } from '../graph/graph.js';
+import type { Inference } from '../shape/inference.js';
+
+/**
+ * A product of two tensors that sums over one shared dimension, as an einsum: a label a dimension. MatMul, Gemm,
+ * FusedMatMul and Einsum all are that.
+ */
+export interface Contraction {
+  readonly node: Node;
+  readonly operands: readonly [Operand, Operand];
+  readonly output: Value;
+  readonly outputLabels: readonly string[];
+  /** Factor on the result (alpha of Gemm and FusedMatMul). */
+  readonly factor: number;
+}
+
+export interface Operand {
+  readonly value: Value;
+  /** One a dimension, outermost first; a dimension of size 1 may be broadcast against the other operand's. */
+  readonly labels: readonly string[];
+}
+
+/** Labels that both operands have and the output lacks. */
+export function contractedLabels({ operands, outputLabels }: Contraction): string[] {
+  return operands[0].labels.filter((l) => operands[1].labels.includes(l) && !outputLabels.includes(l));
+}
+
+/** Reads a node as a contraction; undefined where it is none, or one of another kind. */
+export function readContraction(node: Node, inference: Inference): Contraction | undefined {
+  const [a, b] = node.inputs;
+  const output = node.outputs[0];
+  if (!a || !b || !output) return undefined;
+  const rank = (v: Value) => inference.of(v).shape?.length;
+  if (node.is('MatMul') || (node.domain === 'com.microsoft' && node.opType === 'FusedMatMul')) {
+    const fused = node.opType === 'FusedMatMul';
+    if (fused && (node.int('transBatchA') || node.int('transBatchB'))) return undefined;
+    const flags = [fused && node.int('transA') === 1, fused && node.int('transB') === 1] as const;
+    return matmul(node, a, b, output, rank(a), rank(b), flags, fused ? (node.float('alpha') ?? 1) : 1);
+  }
+  if (node.is('Gemm')) {
+    const flags = [node.int('transA') === 1, node.int('transB') === 1] as const;
+    return node.inputs[2] ? undefined : matmul(node, a, b, output, 2, 2, flags, node.float('alpha') ?? 1);
+  }
+  return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, a, b, output) : undefined;
+}
+
+function matmul(
+  node: Node,
+  a: Value,
+  b: Value,
+  output: Value,
+  rankA: number | undefined,
+  rankB: number | undefined,
+  [transposeA, transposeB]: readonly [boolean, boolean],
+  factor: number,
+): Contraction | undefined {
+  if (rankA === undefined || rankB === undefined || rankA < 2 || rankB < 2) return undefined;
+  const batch = Array.from({ length: Math.max(rankA, rankB) - 2 }, (_, i) => `batch${i}`);
+  const labels = (rank: number, last: [string, string], transpose: boolean) => [
+    ...batch.slice(batch.length - (rank - 2)),
+    ...(transpose ? [last[1], last[0]] : last),
+  ];
+  return {
+    node,
+    operands: [
+      { value: a, labels: labels(rankA, ['row', 'sum'], transposeA) },
+      { value: b, labels: labels(rankB, ['sum', 'column'], transposeB) },
+    ],
+    output,
+    outputLabels: [...batch, 'row', 'column'],
+    factor,
+  };
+}
+
+/** Einsum of two operands without repeated labels, ellipses or sums over one operand alone. */
+function einsum(node: Node, a: Value, b: Value, output: Value): Contraction | undefined {
+  const match = /^([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)$/.exec((node.string('equation') ?? '').replaceAll(' ', ''));
+  if (!match) return undefined;
+  const [left, right, out] = match.slice(1).map((term) => [...term]) as [string[], string[], string[]];
+  for (const term of [left, right, out]) if (new Set(term).size !== term.length) return undefined;
+  const single =
+    left.some((l) => !right.includes(l) && !out.includes(l)) ||
+    right.some((l) => !left.includes(l) && !out.includes(l));
+  if (single || out.some((l) => !left.includes(l) && !right.includes(l))) return undefined;
+  return {
+    node,
+    operands: [
+      { value: a, labels: left },
+      { value: b, labels: right },
+    ],
+    output,
+    outputLabels: out,
+    factor: 1,
+  };
+}

@@ -1,0 +1,82 @@
+import type { Value } from '../graph/graph.js';
+import { type Expression, product } from '../shape/expression.js';
+import type { Inference } from '../shape/inference.js';
+import { type Atom, align, leavesOf } from './atoms.js';
+import type { MaskTerm, SinkTerm } from './combine.js';
+import { candidates } from './operands.js';
+
+/** Axes of the scores. */
+export type ScoreAxis = 'B' | 'H' | 'Q' | 'K';
+export const SCORE_AXES: readonly ScoreAxis[] = ['B', 'H', 'Q', 'K'];
+
+/** The scores' leaves on each axis, outermost first. */
+export type ScoreAxes = Readonly<Record<ScoreAxis, readonly Atom[]>>;
+
+/** How a mask is brought to a shape that broadcasts to (batch, heads, queries, keys). */
+export interface MaskPlacement {
+  readonly term: MaskTerm;
+  /** Sizes in rank 4; undefined where the tensor broadcasts as it is. */
+  readonly reshape: readonly Expression[] | undefined;
+  /** Shape that broadcasts to the scores. */
+  readonly shape: readonly Expression[];
+  /** Where above 0, the batch is this many masks, repeated. */
+  readonly period: number;
+}
+
+/**
+ * Fits a mask to the scores' axes.
+ * @returns a reason where it does not.
+ */
+export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference): MaskPlacement | string {
+  const shape = inference.of(term.value).shape;
+  if (!shape) return 'the rank of a mask is not known';
+  const added = term.dimensions.length - shape.length;
+  const leaves = shape.map((size, i) => (size.equals(1) || i + added < 0 ? [] : leavesOf(term.dimensions[i + added]!)));
+  const axisOf = (leaf: Atom) => SCORE_AXES.findIndex((axis) => axes[axis].includes(leaf));
+  const flat = leaves.flat();
+  if (flat.some((leaf, i) => i > 0 && axisOf(leaf) < axisOf(flat[i - 1]!)))
+    return 'a mask has its dimensions in another order than the scores';
+  let period = 0;
+  const sizes: Expression[] = [];
+  for (const [at, axis] of SCORE_AXES.entries()) {
+    const own = flat.filter((leaf) => axisOf(leaf) === at);
+    const whole = axes[axis];
+    const inner = whole.slice(whole.length - own.length);
+    if (own.some((leaf, i) => leaf !== inner[i])) return `a mask covers only a part of the ${NAMES[axis]}`;
+    const size = product(own.map((l) => l.size));
+    if (own.length > 0 && own.length < whole.length) {
+      if (axis !== 'B' || size.value === undefined) return `a mask covers only a part of the ${NAMES[axis]}`;
+      period = size.value;
+    }
+    sizes.push(size);
+  }
+  const aligned =
+    shape.length <= 4 && leaves.every((own, i) => own.every((leaf) => axisOf(leaf) === i + 4 - shape.length));
+  return { term, reshape: aligned ? undefined : sizes, shape: aligned ? shape : sizes, period };
+}
+
+const NAMES: Record<ScoreAxis, string> = { B: 'batch', H: 'heads', Q: 'queries', K: 'keys' };
+
+/** One logit a head: the tensor that holds them, to be read as a vector. */
+export interface SinkPlacement {
+  readonly value: Value;
+  readonly isVector: boolean;
+}
+
+/** Finds the vector of one logit a head behind a sink's column; a reason where there is none. */
+export function placeSink(term: SinkTerm, axes: ScoreAxes, inference: Inference): SinkPlacement | string {
+  for (const { root, view, factor } of candidates(term.value, inference).reverse()) {
+    if (factor !== 1 || view.fixed.size > 0 || view.root.some((d) => d.slice)) continue;
+    const partner = new Map<Atom, Atom>();
+    const fits = view.dimensions.every((dimension, i) => {
+      const pairs = dimension.length === 0 || i === term.axis ? [] : align(dimension, term.dimensions[i]!);
+      for (const [mine, theirs] of pairs ?? []) partner.set(mine, theirs);
+      return pairs !== undefined;
+    });
+    const stored = view.root.flatMap((d) => leavesOf(d.atoms));
+    const heads = leavesOf(axes.H);
+    const perHead = stored.length === heads.length && stored.every((leaf, i) => partner.get(leaf) === heads[i]);
+    if (fits && perHead) return { value: root, isVector: view.root.length === 1 };
+  }
+  return 'a sink is not one logit a head';
+}

@@ -1,0 +1,140 @@
+import { feedsOnly, type Node, type Value } from '../graph/graph.js';
+import type { Inference } from '../shape/inference.js';
+import { sizeOf } from './atoms.js';
+import type { SinkTerm } from './combine.js';
+import { type Contraction, readContraction } from './contraction.js';
+import { refuse } from './refusal.js';
+import type { ScoreTrace } from './scores.js';
+import { isInferenceDropout, readSelection, stepView, type View } from './view.js';
+
+/** A softmax, however it is spelled: its input, the axis, and the probabilities. */
+export interface SoftmaxForm {
+  readonly input: Value;
+  readonly output: Value;
+  /** Counted from the front. */
+  readonly axis: number;
+  /** Every node of it. */
+  readonly nodes: readonly Node[];
+  /** The node that names the site. */
+  readonly anchor: Node;
+}
+
+/**
+ * Reads a softmax that starts at this node: Softmax itself (before opset 13 it flattens its input to 2-D at `axis`),
+ * or Div(Exp(x), ReduceSum(Exp(x))).
+ */
+export function readSoftmax(node: Node, inference: Inference): SoftmaxForm | undefined {
+  const [input] = node.inputs;
+  const [output] = node.outputs;
+  if (!input || !output) return undefined;
+  const rank = inference.of(input).shape?.length;
+  if (node.is('Softmax')) {
+    if (rank === undefined) return undefined;
+    const flattens = node.graph.model.opset() < 13;
+    const stated = node.int('axis') ?? (flattens ? 1 : -1);
+    const axis = stated < 0 ? stated + rank : stated;
+    if (
+      flattens &&
+      !inference
+        .of(input)
+        .shape!.slice(axis + 1)
+        .every((d) => d.equals(1))
+    )
+      return undefined;
+    return { input, output, axis, nodes: [node], anchor: node };
+  }
+  if (!node.is('Div') || !input.producer?.is('Exp')) return undefined;
+  const sum = node.inputs[1]?.producer;
+  const exponent = input.producer.inputs[0];
+  if (!sum?.is('ReduceSum') || sum.inputs[0] !== input || sum.int('keepdims') === 0 || !exponent) return undefined;
+  const axes = sum.ints('axes') ?? (sum.inputs[1] && inference.of(sum.inputs[1]).elements?.map((e) => e.value));
+  if (rank === undefined || axes?.length !== 1 || axes[0] === undefined) return undefined;
+  const outside = input.uses.some((u) => u.node !== node && u.node !== sum) || input.isOutput;
+  if (outside) return undefined;
+  const axis = axes[0] < 0 ? axes[0] + rank : axes[0];
+  return { input: exponent, output, axis, nodes: [input.producer, sum, node], anchor: node };
+}
+
+/** The probabilities from the softmax to the product with the values. */
+export interface ProbabilityTrace {
+  readonly product: Contraction;
+  /** Which operand of the product the probabilities are. */
+  readonly side: 0 | 1;
+  /** The probabilities' dimensions as the product reads them, in atoms of the scores. */
+  readonly view: View;
+  readonly nodes: readonly Node[];
+}
+
+/**
+ * Follows the probabilities from the softmax to their product with the values. They must go nowhere else.
+ */
+export function traceProbabilities(
+  softmax: SoftmaxForm,
+  { view: start, steps }: ScoreTrace,
+  inference: Inference,
+): ProbabilityTrace {
+  let sink = steps.find((s) => s.kind === 'sink');
+  let value = softmax.output;
+  let view = start;
+  const nodes: Node[] = [];
+  for (;;) {
+    const node = onlyConsumer(value, nodes);
+    const product = readContraction(node, inference);
+    if (product) {
+      if (sink) refuse('the column of a sink takes part in the product with the values', node);
+      if (product.operands[0].value === product.operands[1].value)
+        refuse('the probabilities are multiplied by themselves', node);
+      const side = product.operands[0].value === value ? 0 : 1;
+      return { product, side, view, nodes };
+    }
+    const output = node.outputs[0]!;
+    if (sink && dropsSink(node, sink, view, inference)) {
+      sink = undefined;
+    } else if (node.is('Reshape', 'Transpose', 'Unsqueeze', 'Squeeze')) {
+      const next = stepView(view, node, output, inference);
+      if (!next) refuse(`what ${node.opType} does to the probabilities' shape is not understood`, output);
+      view = next;
+    } else if (!passesThrough(node, value)) {
+      refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
+    }
+    nodes.push(node);
+    value = output;
+  }
+}
+
+/** Slice or Split that leaves out the sink's column and nothing else. */
+function dropsSink(node: Node, sink: SinkTerm, view: View, inference: Inference): boolean {
+  const keys = sizeOf(view.dimensions[sink.axis]!);
+  const sizes = view.dimensions.map((d, axis) => (axis === sink.axis ? keys.plus(1) : sizeOf(d)));
+  const selection = readSelection(node, node.outputs[0]!, sizes, inference);
+  return selection?.axis === sink.axis && selection.start === (sink.first ? 1 : 0) && selection.length.equals(keys);
+}
+
+/** The one node that reads the probabilities, a guard against NaN counted as one node. */
+function onlyConsumer(value: Value, nodes: Node[]): Node {
+  if (value.isOutput) refuse('the probabilities are an output of the graph', value);
+  const all = [...new Set(value.uses.map((u) => u.node))];
+  const readers = all.filter((n) => !n.is('Shape'));
+  // The shape of the probabilities may be asked for, as long as only what goes away with them needs the answer.
+  const consumers = all.every((n) => readers.includes(n) || feedsOnly(n, new Set(readers))) ? readers : all;
+  const guard = consumers.find((n) => n.is('Where'));
+  const test = consumers.find((n) => n.is('IsNaN'));
+  const isGuarded = consumers.length === 2 && guard && test && test.outputs[0] === guard.inputs[0];
+  if (isGuarded && guard.inputs[2] === value && test.outputs[0]!.uses.length === 1) {
+    nodes.push(test);
+    return guard;
+  }
+  const [consumer] = consumers;
+  if (!consumer) refuse('nothing reads the probabilities', value);
+  if (consumers.length > 1) refuse(`the probabilities are also read by ${consumers.at(-1)!.opType}`, value);
+  if (consumer.graph !== value.graph) refuse('the probabilities are read inside a subgraph', value);
+  return consumer;
+}
+
+/** Operators that leave probabilities as they are; a change of type is judged where the types are compared. */
+function passesThrough(node: Node, value: Value): boolean {
+  if (node.is('Identity', 'Cast')) return true;
+  if (node.is('Dropout')) return isInferenceDropout(node);
+  // Where(IsNaN(p), 0, p): rows without a key, which the operator makes zeros by itself.
+  return node.is('Where') && node.inputs[0]?.producer?.is('IsNaN') === true && node.inputs[2] === value;
+}

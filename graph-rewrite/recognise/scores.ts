@@ -1,0 +1,254 @@
+import type { Node, Value } from '../graph/graph.js';
+import { constantOfTensor } from '../shape/constant.js';
+import type { Expression } from '../shape/expression.js';
+import type { Inference } from '../shape/inference.js';
+import type { Dimension } from './atoms.js';
+import { type Contraction, contractedLabels, readContraction } from './contraction.js';
+import { refuse } from './refusal.js';
+import { identityView, isInferenceDropout, stepView, type View } from './view.js';
+
+/** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
+export type ScoreStep =
+  | { readonly kind: 'scale'; readonly factor: number }
+  /** Multiplied (or divided) by a tensor that does not vary along the keys. */
+  | {
+      readonly kind: 'factor';
+      readonly value: Value;
+      readonly divide: boolean;
+      readonly dimensions: readonly Dimension[];
+    }
+  | { readonly kind: 'tanh' }
+  | { readonly kind: 'add'; readonly value: Value; readonly negate: boolean; readonly dimensions: readonly Dimension[] }
+  /** Scores where the condition is `keepWhere`, `fill` elsewhere. */
+  | {
+      readonly kind: 'select';
+      readonly condition: Value;
+      readonly keepWhere: boolean;
+      readonly fill: number;
+      readonly dimensions: readonly Dimension[];
+    }
+  | { readonly kind: 'cast'; readonly type: number }
+  /** One more column, at either end, that is no key: an attention sink. */
+  | {
+      readonly kind: 'sink';
+      readonly value: Value;
+      readonly first: boolean;
+      readonly axis: number;
+      readonly dimensions: readonly Dimension[];
+    };
+
+/** The scores from their product to one later value. */
+export interface ScoreTrace {
+  readonly product: Contraction;
+  readonly steps: readonly ScoreStep[];
+  /** Every node on the way, the product's first. */
+  readonly nodes: readonly Node[];
+  /** The value's dimensions, in atoms of the product's output. */
+  readonly view: View;
+  /** Dimensions of the product's output. */
+  readonly base: readonly Dimension[];
+}
+
+const MAXIMUM_PATH = 40;
+
+/**
+ * Follows the scores back from the softmax's input to the product of queries and keys, and what they undergo between.
+ * Throws a refusal that names the value at which the trail ends.
+ */
+export function traceScores(input: Value, inference: Inference): ScoreTrace {
+  const path = findProduct(input, inference, new Map(), 0);
+  if (!('nodes' in path)) return refuse(path.reason, path.value);
+  const [first, ...rest] = path.nodes;
+  const product = readContraction(first!, inference)!;
+  const shape = inference.of(product.output).shape;
+  if (!shape) return refuse('the rank of the scores is not known', product.output);
+  let view = identityView(shape);
+  const base = view.dimensions;
+  const steps: ScoreStep[] = product.factor === 1 ? [] : [{ kind: 'scale', factor: product.factor }];
+  let current = product.output;
+  for (const node of rest) {
+    const output = node.outputs[0]!;
+    const step = readStep(node, current, view, inference);
+    if (step === 'view') {
+      const next = stepView(view, node, output, inference);
+      if (!next) return refuse(`what ${node.opType} does to the scores' shape is not understood`, output);
+      view = next;
+    } else if (step) {
+      steps.push(step);
+      requireSameRank(step, node, view, inference);
+    }
+    current = output;
+  }
+  return { product, steps, nodes: path.nodes, view, base };
+}
+
+interface DeadEnd {
+  readonly reason: string;
+  readonly value: Value;
+}
+
+/** Nodes from the product to the value, the product first; or where the search ended. */
+function findProduct(
+  value: Value,
+  inference: Inference,
+  seen: Map<Value, DeadEnd | { nodes: Node[] }>,
+  depth: number,
+): DeadEnd | { nodes: Node[] } {
+  const known = seen.get(value);
+  if (known) return known;
+  const remember = <T extends DeadEnd | { nodes: Node[] }>(result: T): T => {
+    seen.set(value, result);
+    return result;
+  };
+  const node = value.producer;
+  if (!node || depth > MAXIMUM_PATH)
+    return remember({ reason: 'the softmax is not over a product of queries and keys', value });
+  if (readContraction(node, inference) && contractedLabels(readContraction(node, inference)!).length === 1)
+    return remember({ nodes: [node] });
+  let end: DeadEnd = {
+    reason: `${node.opType} between the product of queries and keys and the softmax is not understood`,
+    value,
+  };
+  for (const input of scoreInputs(node, inference)) {
+    const found = findProduct(input, inference, seen, depth + 1);
+    if ('nodes' in found) return remember({ nodes: [...found.nodes, node] });
+    end = found;
+  }
+  return remember(end);
+}
+
+/** Which inputs of a node may carry the scores. */
+function scoreInputs(node: Node, inference: Inference): Value[] {
+  if (node.domain !== '') return [];
+  const all = node.inputs.filter((v) => v !== undefined);
+  const notScalar = (v: Value) => inference.scalarOf(v) === undefined;
+  switch (node.opType) {
+    case 'Add':
+    case 'Mul':
+      return all.filter(notScalar).length > 0 ? all.filter(notScalar) : all;
+    case 'Sub':
+    case 'Div':
+    case 'Tanh':
+    case 'Cast':
+    case 'Identity':
+    case 'Reshape':
+    case 'Transpose':
+    case 'Unsqueeze':
+    case 'Squeeze':
+      return all.slice(0, 1);
+    case 'Dropout':
+      return isInferenceDropout(node) ? all.slice(0, 1) : [];
+    case 'Where':
+      return all.slice(1, 3).filter(notScalar);
+    case 'Concat':
+      return all.length === 2 ? all : [];
+    default:
+      return [];
+  }
+}
+
+function readStep(node: Node, scores: Value, view: View, inference: Inference): ScoreStep | 'view' | undefined {
+  const other = node.inputs.find((v) => v !== scores);
+  const { dimensions } = view;
+  switch (node.opType) {
+    case 'Add':
+      if (!other) return refuse('the scores are added to themselves', node);
+      return addition(other, false, dimensions, inference);
+    case 'Sub':
+      if (other && isRowMaximum(other, scores, node, inference)) return undefined;
+      return other
+        ? addition(other, true, dimensions, inference)
+        : refuse('the scores are subtracted from themselves', node);
+    case 'Mul':
+    case 'Div': {
+      if (!other) return refuse('the scores are multiplied by themselves', node);
+      const divide = node.opType === 'Div';
+      const scalar = inference.scalarOf(other);
+      if (scalar !== undefined) return { kind: 'scale', factor: divide ? 1 / scalar : scalar };
+      return { kind: 'factor', value: other, divide, dimensions };
+    }
+    case 'Tanh':
+      return { kind: 'tanh' };
+    case 'Cast':
+      return { kind: 'cast', type: node.int('to') ?? 0 };
+    case 'Where':
+      return selection(node, scores, dimensions, inference);
+    case 'Concat':
+      return other ? sink(node, scores, other, dimensions, inference) : refuse('the scores are repeated', node);
+    case 'Identity':
+    case 'Dropout':
+      return undefined;
+    default:
+      return 'view';
+  }
+}
+
+/** Adding a constant to every score changes nothing in a softmax. */
+function addition(
+  value: Value,
+  negate: boolean,
+  dimensions: readonly Dimension[],
+  inference: Inference,
+): ScoreStep | undefined {
+  const scalar = inference.scalarOf(value);
+  if (scalar !== undefined && Number.isFinite(scalar)) return undefined;
+  return { kind: 'add', value, negate, dimensions };
+}
+
+function selection(node: Node, scores: Value, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
+  const [condition, whenTrue, whenFalse] = node.inputs;
+  const keepWhere = whenTrue === scores;
+  const filler = keepWhere ? whenFalse : whenTrue;
+  const fill = filler && uniformValue(filler, inference);
+  if (!condition || fill === undefined)
+    return refuse('Where puts something other than one constant in place of scores', node);
+  return { kind: 'select', condition, keepWhere, fill, dimensions };
+}
+
+/** Concat of the scores with one column more. */
+function sink(
+  node: Node,
+  scores: Value,
+  value: Value,
+  dimensions: readonly Dimension[],
+  inference: Inference,
+): ScoreStep {
+  const stated = node.int('axis') ?? 0;
+  const axis = stated < 0 ? stated + dimensions.length : stated;
+  if (!inference.of(value).shape?.[axis]?.equals(1)) refuse('more than one column is joined to the scores', node);
+  return { kind: 'sink', value, first: node.inputs[1] === scores, axis, dimensions };
+}
+
+/** The number that every element of a tensor is, where that can be shown. */
+export function uniformValue(value: Value, inference: Inference): number | undefined {
+  const scalar = inference.scalarOf(value);
+  if (scalar !== undefined) return scalar;
+  const node = value.producer;
+  if (node?.is('Expand', 'Identity', 'Cast', 'Reshape', 'Unsqueeze', 'Squeeze', 'CastLike') && node.inputs[0])
+    return uniformValue(node.inputs[0], inference);
+  if (node?.is('ConstantOfShape')) {
+    const fill = node.attribute('value')?.t;
+    return fill ? constantOfTensor(fill)?.scalar() : 0;
+  }
+  return undefined;
+}
+
+/** x − max(x) over the keys, one maximum a row: a softmax is the same with and without. */
+function isRowMaximum(value: Value, scores: Value, node: Node, inference: Inference): boolean {
+  const reduce = value.producer;
+  const rowsOnly = inference.of(value).shape?.at(-1)?.equals(1) === true;
+  return reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores && node.inputs[1] === value && rowsOnly;
+}
+
+function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inference): void {
+  if (step.kind === 'scale' || step.kind === 'tanh' || step.kind === 'cast') return;
+  if (step.kind === 'sink') return;
+  const operand = step.kind === 'select' ? step.condition : step.value;
+  const shape = inference.of(operand).shape;
+  if (!shape) refuse('the rank of what is combined with the scores is not known', operand);
+  const expands = (size: Expression, axis: number) => {
+    const at = axis + view.dimensions.length - shape.length;
+    return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);
+  };
+  if (shape.some(expands)) refuse('a mask repeats the scores along a dimension that they do not have', node);
+}

@@ -1,0 +1,352 @@
+import type { Node, Value } from '../graph/graph.js';
+import { formatLayout, isMerged, parseLayout } from '../op/layout.js';
+import { type Expression, product } from '../shape/expression.js';
+import type { Inference } from '../shape/inference.js';
+import { type Atom, type Dimension, leavesOf } from './atoms.js';
+import { combineSteps, type ScoreFormula } from './combine.js';
+import { type Contraction, contractedLabels } from './contraction.js';
+import {
+  type MaskPlacement,
+  placeMask,
+  placeSink,
+  type ScoreAxes,
+  type ScoreAxis,
+  type SinkPlacement,
+} from './masks.js';
+import {
+  type Alignment,
+  alignOperand,
+  type Candidate,
+  candidates,
+  type LabelledDimensions,
+  type OperandAxes,
+  placeOperand,
+} from './operands.js';
+import { outputCandidates } from './output.js';
+import { type SoftmaxForm, traceProbabilities } from './probabilities.js';
+import { refuse } from './refusal.js';
+import { type ScoreTrace, traceScores } from './scores.js';
+
+/** One tensor of the operator: the value to connect, its layout, and the nodes that the layout makes unnecessary. */
+export interface Connection {
+  readonly value: Value;
+  readonly layout: string;
+  readonly absorbed: readonly Node[];
+}
+
+/** A place that computes attention, understood well enough to be replaced. */
+export interface Site {
+  readonly softmax: SoftmaxForm;
+  readonly query: Connection;
+  readonly key: Connection;
+  readonly value: Connection;
+  readonly output: Connection;
+  readonly formula: ScoreFormula;
+  readonly scale: number;
+  readonly masks: readonly MaskPlacement[];
+  readonly sink: SinkPlacement | undefined;
+  readonly sizes: Readonly<Record<ScoreAxis, Expression>>;
+  readonly keyHeads: Expression;
+  readonly headDimension: Expression;
+  readonly valueDimension: Expression;
+  /** TensorProto data type of query, key, value and output. */
+  readonly type: number;
+  /** Every node that the operator replaces; those that nothing else needs go away. */
+  readonly nodes: readonly Node[];
+  readonly form: string;
+}
+
+/** Understands the site of one softmax. Throws a refusal with the reason where it cannot. */
+export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
+  const trace = traceScores(softmax.input, inference);
+  const formula = combineSteps(trace.steps);
+  const joint = readJoint(trace, softmax, inference);
+  const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
+  const usable = plans.filter((p): p is Plan => typeof p !== 'string');
+  if (usable.length === 0)
+    return refuse(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
+  // The plan that leaves the least to execute; among equals the first, which is the usual reading of the dimensions.
+  const best = usable.reduce((a, b) => (saving(b) > saving(a) ? b : a));
+  const type = commonType(joint, best, inference);
+  checkCasts(formula, type, best, inference);
+  const nodes = [trace.nodes, softmax.nodes, joint.probabilityNodes, [joint.second.node]].flat();
+  const absorbed = [best.query, best.key, best.value, best.output].flatMap((c) => c.absorbed);
+  return {
+    softmax,
+    ...best,
+    formula,
+    scale: formula.scale * best.factor,
+    type,
+    nodes: [...nodes, ...absorbed],
+    form: `${trace.product.node.opType} · ${softmax.nodes.map((n) => n.opType).join(' ')} · ${joint.second.node.opType}`,
+  };
+}
+
+/** The two products of a site and the scores' dimensions that join them. */
+interface Joint {
+  readonly query: Side;
+  readonly key: Side;
+  readonly value: Side;
+  readonly output: Side;
+  readonly second: Contraction;
+  readonly probabilityNodes: readonly Node[];
+  /** Dimensions of the scores that are neither queries nor keys, outermost first. */
+  readonly batch: readonly Dimension[];
+  readonly queries: readonly Atom[];
+  readonly keys: readonly Atom[];
+}
+
+/** An operand of one of the products, every tensor it could be read from, and how each lies against the scores. */
+interface Side {
+  readonly operand: Value;
+  readonly options: readonly { readonly candidate: Candidate; readonly alignment: Alignment }[];
+}
+
+function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Joint {
+  const first = trace.product;
+  const base: LabelledDimensions = new Map(first.outputLabels.map((label, i) => [label, trace.base[i]!]));
+  const probabilities = traceProbabilities(softmax, trace, inference);
+  const second = probabilities.product;
+  const normalised = leavesOf(trace.view.dimensions[softmax.axis]!);
+  const isKey = (label: string) => sameLeaves(leavesOf(base.get(label)!), normalised);
+  // A single key leaves no atom to know its dimension by; then nothing may have moved dimensions.
+  const unmoved = trace.view.dimensions.every((d, i) => d === trace.base[i]);
+  const single = unmoved ? first.outputLabels[softmax.axis] : undefined;
+  const keyLabel = normalised.length > 0 ? first.outputLabels.find(isKey) : single;
+  if (keyLabel === undefined)
+    return refuse('the softmax is not over one dimension of the product of queries and keys', softmax.input);
+  const keySide = first.operands.findIndex((o) => o.labels.includes(keyLabel));
+  if (first.operands[1 - keySide]!.labels.includes(keyLabel))
+    return refuse('the softmax is over a batch dimension of the scores', softmax.input);
+  const queryOperand = first.operands[1 - keySide]!;
+  const keyOperand = first.operands[keySide]!;
+  const onlyQuery = (label: string) =>
+    label === 'row' || label === 'column' || (!label.startsWith('batch') && !keyOperand.labels.includes(label));
+  const queryLabels = first.outputLabels.filter((l) => l !== keyLabel && onlyQuery(l));
+  const batchLabels = first.outputLabels.filter((l) => l !== keyLabel && !onlyQuery(l));
+
+  const valueOperand = second.operands[1 - probabilities.side]!;
+  const probabilityLabels = second.operands[probabilities.side]!.labels;
+  const [summed] = contractedLabels(second);
+  const scores: LabelledDimensions = new Map(
+    probabilityLabels.map((label, i) => [label, probabilities.view.dimensions[i]!]),
+  );
+  if (summed === undefined || !sameLeaves(leavesOf(scores.get(summed)!), normalised))
+    return refuse('the probabilities are not summed over the keys', second.output);
+  if (isConstant(keyOperand.value, inference) || isConstant(valueOperand.value, inference))
+    return refuse('keys or values are constants of the model, not a sequence', second.output);
+
+  const outputLabels: LabelledDimensions = new Map([...scores].filter(([label]) => label !== summed));
+  const sides = () => ({
+    query: side(queryOperand.value, queryOperand.labels, base, inference),
+    key: side(keyOperand.value, keyOperand.labels, base, inference),
+    value: side(valueOperand.value, valueOperand.labels, scores, inference),
+    output: outputSide(second, outputLabels, inference),
+  });
+  // Aligning one operand may split the scores' atoms, so that earlier ones have to be aligned again.
+  let aligned = sides();
+  aligned = realign(
+    aligned,
+    [queryOperand.labels, keyOperand.labels, valueOperand.labels, second.outputLabels],
+    [base, base, scores, outputLabels],
+  );
+  return {
+    ...aligned,
+    second,
+    probabilityNodes: probabilities.nodes,
+    batch: batchLabels.map((l) => base.get(l)!),
+    queries: queryLabels.flatMap((l) => leavesOf(base.get(l)!)),
+    keys: leavesOf(base.get(keyLabel)!),
+  };
+}
+
+type Sides = Pick<Joint, 'query' | 'key' | 'value' | 'output'>;
+
+function side(operand: Value, labels: readonly string[], scores: LabelledDimensions, inference: Inference): Side {
+  return alignAll(operand, candidates(operand, inference), labels, scores);
+}
+
+function outputSide(second: Contraction, scores: LabelledDimensions, inference: Inference): Side {
+  return alignAll(second.output, outputCandidates(second.output, inference), second.outputLabels, scores, true);
+}
+
+function alignAll(
+  operand: Value,
+  found: readonly Candidate[],
+  labels: readonly string[],
+  scores: LabelledDimensions,
+  asResult = false,
+): Side {
+  const options = found.flatMap((candidate) => {
+    const { view } = candidate;
+    // The result of the second product is seen from its own dimensions; what follows moves them elsewhere.
+    const dimensions = asResult ? view.root.map((r) => r.atoms) : view.dimensions;
+    const alignment = alignOperand({ ...view, dimensions }, labels, scores);
+    return alignment ? [{ candidate, alignment }] : [];
+  });
+  if (options.length === 0) refuse('the sizes of an operand cannot be matched with those of the scores', operand);
+  return { operand, options };
+}
+
+function realign(sides: Sides, labels: readonly (readonly string[])[], scores: readonly LabelledDimensions[]): Sides {
+  const again = (s: Side, i: number) =>
+    alignAll(
+      s.operand,
+      s.options.map((o) => o.candidate),
+      labels[i]!,
+      scores[i]!,
+      i === 3,
+    );
+  return {
+    query: again(sides.query, 0),
+    key: again(sides.key, 1),
+    value: again(sides.value, 2),
+    output: again(sides.output, 3),
+  };
+}
+
+function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
+  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
+}
+
+/** A weight of the model, looked at through views. */
+function isConstant(value: Value, inference: Inference): boolean {
+  const nearest = candidates(value, inference).at(-1)?.root ?? value;
+  return inference.of(nearest).constant !== undefined || nearest.initializer !== undefined;
+}
+
+/**
+ * Ways to read the scores' dimensions as (batch, heads, queries, keys), the usual one first: the last batch dimension is
+ * the heads. Where all heads share their keys, exporters also fold the heads into the queries.
+ */
+function cuts(joint: Joint): ScoreAxes[] {
+  const leaves = joint.batch.flatMap((d) => leavesOf(d));
+  const { queries, keys: K } = joint;
+  const last = joint.batch.length > 1 ? leaves.length - leavesOf(joint.batch.at(-1)!).length : leaves.length;
+  const positions = [last, ...Array.from({ length: leaves.length + 1 }, (_, i) => leaves.length - i)];
+  const usual = [...new Set(positions)].map((at) => ({ B: leaves.slice(0, at), H: leaves.slice(at), Q: queries, K }));
+  const folded = queries.slice(1).flatMap((_, i) => [
+    { B: leaves, H: queries.slice(i + 1), Q: queries.slice(0, i + 1), K },
+    { B: leaves, H: queries.slice(0, i + 1), Q: queries.slice(i + 1), K },
+  ]);
+  return [...usual, ...folded];
+}
+
+/** A choice of layouts for all four tensors and the masks. */
+interface Plan
+  extends Pick<
+    Site,
+    'query' | 'key' | 'value' | 'output' | 'masks' | 'sink' | 'sizes' | 'keyHeads' | 'headDimension' | 'valueDimension'
+  > {
+  /** Product of the scalar factors on query and key. */
+  readonly factor: number;
+}
+
+function saving(plan: Plan): number {
+  const absorbed = [plan.query, plan.key, plan.value, plan.output].reduce((n, c) => n + c.absorbed.length, 0);
+  return absorbed - 2 * plan.masks.filter((m) => m.reshape).length;
+}
+
+function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: Inference): Plan | string {
+  const queryAxes: OperandAxes = { B: axes.B, H: axes.H, S: axes.Q };
+  const keyAxes: OperandAxes = { B: axes.B, H: axes.H, S: axes.K };
+  const heads = product(axes.H.map((a) => a.size));
+  const masks: MaskPlacement[] = [];
+  for (const term of formula.masks) {
+    const placed = placeMask(term, axes, inference);
+    if (typeof placed === 'string') return placed;
+    masks.push(placed);
+  }
+  const sink = formula.sink && placeSink(formula.sink, axes, inference);
+  if (typeof sink === 'string') return sink;
+  const query = placements(joint.query, queryAxes, formula.factors.length > 0).find((p) => p.heads.equals(heads));
+  if (!query) return 'the queries are repeated along the batch or the heads';
+  const keys = placements(joint.key, keyAxes);
+  const values = placements(joint.value, keyAxes).filter((p) => p.factor === 1);
+  const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
+  if (!pair) return 'keys or values are repeated other than for groups of heads';
+  const output = outputPlacement(joint.output, queryAxes, heads);
+  if (!output) return 'the output has its dimensions in an order that no layout says';
+  const [key, value] = pair;
+  const fixedHeads = [query, key, value, output].every((c) => !isMerged(parseLayout(c.layout), 'H'));
+  if (heads.value === undefined && !fixedHeads) return 'the number of heads is not a constant';
+  const own = (s: Side) => product(s.options[0]!.alignment.own.map((a) => a.size));
+  return {
+    query,
+    key,
+    value,
+    output,
+    masks,
+    sink,
+    factor: query.factor * key.factor,
+    sizes: {
+      B: product(axes.B.map((a) => a.size)),
+      H: heads,
+      Q: product(axes.Q.map((a) => a.size)),
+      K: product(axes.K.map((a) => a.size)),
+    },
+    keyHeads: key.heads,
+    headDimension: own(joint.query),
+    valueDimension: own(joint.value),
+  };
+}
+
+type Placed = Connection & { readonly heads: Expression; readonly factor: number };
+
+/** Every candidate that has a layout, the one that absorbs the most first. */
+function placements(s: Side, axes: OperandAxes, nearest = false): Placed[] {
+  const found: Placed[] = [];
+  for (const { candidate, alignment } of s.options) {
+    if (nearest && candidate.absorbed.length > 0) continue;
+    const placement = placeOperand(candidate, alignment, axes);
+    if (!placement) continue;
+    const { root, absorbed, factor } = candidate;
+    found.push({ value: root, absorbed, factor, layout: formatLayout(placement.layout), heads: placement.heads });
+  }
+  return found.reverse();
+}
+
+/** The result, where its dimensions have moved the furthest that a layout can say. */
+function outputPlacement(s: Side, axes: OperandAxes, heads: Expression): Connection | undefined {
+  for (const { candidate, alignment } of [...s.options].reverse()) {
+    const { root: value, absorbed, view } = candidate;
+    // Here what is in memory are the dimensions that the view ends with.
+    const written = { ...candidate, view: { ...view, root: view.dimensions.map((atoms) => ({ atoms })) } };
+    const placement = placeOperand(written, alignment, axes);
+    if (placement?.heads.equals(heads)) return { value, absorbed, layout: formatLayout(placement.layout) };
+  }
+  return undefined;
+}
+
+const FLOAT = 1;
+const FLOAT16 = 10;
+const DOUBLE = 11;
+const BFLOAT16 = 16;
+
+function commonType(joint: Joint, plan: Plan, inference: Inference): number {
+  const type = inference.of(plan.query.value).type;
+  if (type === undefined) return refuse('the data type of the queries is not known', joint.query.operand);
+  if (![FLOAT, FLOAT16, DOUBLE, BFLOAT16].includes(type))
+    return refuse('the queries have no floating-point type', joint.query.operand);
+  for (const c of [plan.key, plan.value, plan.output]) {
+    if (inference.of(c.value).type !== type)
+      return refuse('queries, keys, values and output have different data types', c.value);
+  }
+  return type;
+}
+
+/** Casts on the way to the softmax may only add precision. */
+function checkCasts(formula: ScoreFormula, type: number, plan: Plan, inference: Inference): void {
+  const width = (t: number) => (t === DOUBLE ? 3 : t === FLOAT ? 2 : t === FLOAT16 || t === BFLOAT16 ? 1 : 0);
+  for (const cast of formula.casts) {
+    if (width(cast) < width(type) || (width(cast) === 1 && cast !== type))
+      refuse('the scores are cast to a narrower type', plan.query.value);
+  }
+  if (plan.sink && inference.of(plan.sink.value).type !== type)
+    refuse('the sink has another data type than the queries', plan.sink.value);
+  for (const { term } of plan.masks) {
+    const maskType = inference.of(term.value).type;
+    if (term.kind === 'additive' && maskType !== type)
+      refuse('the mask has another data type than the queries', term.value);
+  }
+}

@@ -1,0 +1,77 @@
+import { applySite } from './apply.js';
+import { FunctionTable } from './functions.js';
+import { type Graph, Model } from './graph/graph.js';
+import type { ModelProto } from './onnx/proto.js';
+import { describeSite } from './recognise/describe.js';
+import type { SoftmaxForm } from './recognise/probabilities.js';
+import { examine, softmaxes } from './recognise/recognise.js';
+import { RefusalSignal } from './recognise/refusal.js';
+import type { RewriteReport, SiteReport } from './report.js';
+import { Inference } from './shape/inference.js';
+
+export interface RewriteOptions {
+  /** Told after each site that was looked at. */
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+/**
+ * Replaces every attention of a model by one `FlashAttention` node, with a function body for runtimes that lack the
+ * operator. The model is edited in place; where nothing is found it is left exactly as it was. Doing it twice changes
+ * nothing more.
+ * @throws OrtFlashError `malformed-model` where the graph breaks a rule of the standard.
+ */
+export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
+  const model = new Model(proto);
+  const before = countOperators(model);
+  const inference = new Inference(model);
+  const functions = new FunctionTable();
+  const found = [...model.graphs()].flatMap((graph) => [...softmaxes(graph, inference)]);
+  const sites: SiteReport[] = [];
+  for (const softmax of found) {
+    sites.push(rewriteSite(softmax, sites.length, functions, inference));
+    options.onProgress?.(sites.length, found.length);
+  }
+  if (sites.some((site) => site.fused)) {
+    model.graph.commit();
+    functions.install(proto);
+  }
+  return summarise(sites, before, countOperators(model));
+}
+
+function rewriteSite(softmax: SoftmaxForm, index: number, functions: FunctionTable, inference: Inference): SiteReport {
+  const place = { index, node: softmax.anchor.label, output: softmax.output.name };
+  try {
+    const site = examine(softmax, inference);
+    const { attributes, mask, node } = applySite(site, functions, inference);
+    return { ...place, output: node.proto.output[0]!, fused: true, ...describeSite(site, attributes, mask) };
+  } catch (signal) {
+    if (!(signal instanceof RefusalSignal)) throw signal;
+    return { ...place, fused: false, form: softmax.nodes.map((n) => n.opType).join(' '), refusal: signal.refusal };
+  }
+}
+
+function countOperators(model: Model): Map<string, number> {
+  const counts = new Map<string, number>();
+  const add = (graph: Graph) => {
+    for (const node of graph.nodes) {
+      const name = node.domain === '' ? node.opType : `${node.domain}.${node.opType}`;
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+  };
+  for (const graph of model.graphs()) add(graph);
+  return counts;
+}
+
+function summarise(
+  sites: readonly SiteReport[],
+  before: ReadonlyMap<string, number>,
+  after: ReadonlyMap<string, number>,
+): RewriteReport {
+  const sum = (counts: ReadonlyMap<string, number>) => [...counts.values()].reduce((a, b) => a + b, 0);
+  const operators: Record<string, readonly [number, number]> = {};
+  for (const name of [...new Set([...before.keys(), ...after.keys()])].sort()) {
+    const change = [before.get(name) ?? 0, after.get(name) ?? 0] as const;
+    if (change[0] !== change[1]) operators[name] = change;
+  }
+  return { sites, nodesBefore: sum(before), nodesAfter: sum(after), operators };
+}
