@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // Does all set-up that `npm start` and `npm test` need on a fresh machine, and only what is not done yet:
-// dependencies, generated code, compiled TypeScript, and with --test what apt must bring (Chromium, for WebGPU tests).
+// dependencies, generated code, compiled TypeScript, and with --test what apt must bring.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -71,24 +71,53 @@ function compile() {
     cpSync(at('kernels-wgsl', 'shaders', file), at('dist', 'kernels-wgsl', 'shaders', file));
 }
 
-function installBrowser() {
-  // Chromium brings SwiftShader; Dawn in Node reaches it through Vulkan's loader.
-  const has = (file) =>
-    ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu'].some((f) => existsSync(join(f, file)));
-  if ((existsSync('/usr/bin/chromium') && has('libvulkan.so.1')) || process.platform !== 'linux') return;
-  say('installing Chromium with apt');
-  const sudo = process.getuid?.() === 0 ? [] : ['sudo', '-n'];
-  const apt = (...args) => {
-    const [command, ...rest] = [...sudo, 'apt-get', ...args];
-    run(command, rest);
-  };
-  apt('-qq', 'update');
-  apt('-qq', '-y', '--no-install-recommends', 'install', 'chromium', 'libvulkan1');
+/** What tests need of the system: how to tell that it is there, its Debian package, and what is skipped without it. */
+const systemPackages = [
+  // Chromium brings SwiftShader, a GPU in software; Dawn in Node reaches it through Vulkan's loader.
+  { present: () => existsSync('/usr/bin/chromium'), name: 'chromium', skipped: 'WebGPU' },
+  { present: () => hasLibrary('libvulkan.so.1'), name: 'libvulkan1', skipped: 'WebGPU in Node' },
+  { present: () => works(process.env.CXX || 'g++'), name: 'g++', skipped: 'Node sessions through the addon' },
+];
+
+function works(command) {
+  return spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
+}
+
+function hasLibrary(file) {
+  return ['x86_64-linux-gnu', 'aarch64-linux-gnu'].some((triplet) => existsSync(join('/usr/lib', triplet, file)));
+}
+
+function installSystemPackages() {
+  const missing = systemPackages.filter(({ present }) => !present());
+  if (missing.length === 0) return;
+  const names = missing.map(({ name }) => name);
+  const obstacle = whyNoApt();
+  if (obstacle === undefined) {
+    say(`installing ${names.join(', ')} with apt`);
+    const sudo = process.getuid() === 0 ? [] : ['sudo', '-n'];
+    const apt = (...args) => {
+      const [command, ...rest] = [...sudo, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-qq', '-y', ...args];
+      run(command, rest);
+    };
+    apt('update');
+    apt('--no-install-recommends', 'install', ...names);
+    return;
+  }
+  const tests = missing.map(({ skipped }) => skipped).join(', ');
+  process.stderr.write(`setup: ${names.join(', ')} not installed, ${obstacle}: tests are skipped (${tests})\n`);
+}
+
+/** Why packages cannot be installed here; nothing where they can. */
+function whyNoApt() {
+  if (process.platform !== 'linux' || !works('apt-get')) return 'and this system has no apt';
+  const isRoot = process.getuid?.() === 0;
+  if (isRoot || spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status === 0) return undefined;
+  return 'and apt needs root or a sudo that asks no password';
 }
 
 /** The Node addon, which the tests of Node sessions need; without a C++ compiler they are skipped. */
 function buildAddon() {
-  if (spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status !== 0) return;
+  if (!works(process.env.CXX || 'g++')) return;
   say('building the Node addon');
   run(process.execPath, [at('kernels-cuda', 'addon', 'build.mjs')]);
 }
@@ -98,6 +127,6 @@ generateSchema();
 linkShaders();
 compile();
 if (options.has('--test')) {
-  installBrowser();
+  installSystemPackages();
   buildAddon();
 }

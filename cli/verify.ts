@@ -77,7 +77,8 @@ const ENOUGH_RUNS = 4;
  */
 export async function verifyModels(a: ModelSource, b: ModelSource, options: VerifyOptions = {}): Promise<VerifyReport> {
   const name = typeof a === 'string' ? a : undefined;
-  const signature = readSignature(await readModel(a), name);
+  const signature = readSignature(readModel(a), name);
+  readModel(b);
   const first = await createSession(a, 'the untouched model');
   let second: InferenceSession | undefined;
   try {

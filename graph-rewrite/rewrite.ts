@@ -2,7 +2,6 @@ import { applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
 import { type Graph, Model } from './graph/graph.js';
 import type { ModelProto } from './onnx/proto.js';
-import { validateModel } from './onnx/validate.js';
 import { describeSite } from './recognise/describe.js';
 import type { SoftmaxForm } from './recognise/probabilities.js';
 import { examine, softmaxes } from './recognise/recognise.js';
@@ -22,7 +21,6 @@ export interface RewriteOptions {
  * @throws OrtFlashError `malformed-model` where the graph breaks a rule of the standard.
  */
 export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
-  validateModel(proto);
   const model = new Model(proto);
   const before = countOperators(model);
   const inference = new Inference(model);

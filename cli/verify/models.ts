@@ -2,6 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
+import { readModelFile } from '../../graph-rewrite/files.js';
 import { decodeModel, decodeTensor } from '../../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import type { ModelSignature } from './signature.js';
@@ -26,23 +27,22 @@ async function readBytes(path: string): Promise<Uint8Array> {
 }
 
 /** The error of a failed file operation, in plain words. */
-export function fileError(path: string, cause: unknown): OrtFlashError {
-  const code = (cause as NodeJS.ErrnoException).code;
-  const why =
-    code === 'ENOENT'
-      ? 'there is no such file or folder'
-      : code === 'EISDIR'
-        ? 'this is a folder, not a file'
-        : code === 'ENOTDIR'
-          ? 'this is a file, not a folder'
-          : code === 'EACCES'
-            ? 'you have no right to read this'
-            : `cannot be read (${code ?? String(cause)})`;
+function fileError(path: string, cause: unknown): OrtFlashError {
+  const code = (cause as NodeJS.ErrnoException).code ?? '';
+  const why = FILE_FAULTS[code] ?? `cannot be read (${code || String(cause)})`;
   return new OrtFlashError('file-access', why, { file: path }, undefined, { cause });
 }
 
-export async function readModel(source: ModelSource): Promise<ModelProto> {
-  return typeof source === 'string' ? decodeModel(await readBytes(source), source) : decodeModel(source);
+const FILE_FAULTS: Readonly<Record<string, string>> = {
+  ENOENT: 'there is no such file or folder',
+  EISDIR: 'this is a folder, not a file',
+  ENOTDIR: 'this is a file, not a folder',
+  EACCES: 'you have no right to read this',
+};
+
+/** Reads a model, and checks that its external data is there. @throws OrtFlashError as readModelFile and decodeModel */
+export function readModel(source: ModelSource): ModelProto {
+  return typeof source === 'string' ? readModelFile(source) : decodeModel(source);
 }
 
 /**

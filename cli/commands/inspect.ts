@@ -1,0 +1,64 @@
+import { basename } from 'node:path';
+import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
+import { validateModel } from '../../graph-rewrite/onnx/validate.js';
+import type { SiteReport } from '../../graph-rewrite/report.js';
+import { rewriteModel } from '../../graph-rewrite/rewrite.js';
+import { EXIT, type ExitCode, type Output } from '../output.js';
+import { fixed, groupAlike, printSites } from '../sites.js';
+import { count, formatBytes, formatTable } from '../text.js';
+
+export interface InspectCommandOptions {
+  readonly lengths: readonly number[];
+  readonly batch: number;
+  readonly svg?: string;
+}
+
+/** Memory of one site's scores at one sequence length. */
+interface ScoreMemory {
+  readonly length: number;
+  /** Bytes of the score matrix of all heads as the model writes it; it is written and read several times. */
+  readonly before: number;
+  /** FlashAttention keeps a tile of scores on the chip, and none in memory. */
+  readonly after: number;
+}
+
+/** `ort-flash inspect IN` */
+export async function inspect(output: Output, input: string, options: InspectCommandOptions): Promise<ExitCode> {
+  output.progress(`reading ${input}`);
+  const model = readModelFile(input);
+  validateModel(model);
+  const report = rewriteModel(model, {});
+  const sites = report.sites.map((site) => ({ ...site, scores: scoreMemory(site, options) }));
+  if (options.svg !== undefined) {
+    const { drawSites } = await import('../draw.js');
+    const picture = drawSites(basename(input), readModelFile(input), model, report.sites);
+    await writeWholeFile(options.svg, [new TextEncoder().encode(picture)]);
+  }
+  output.document({ input, batch: options.batch, ...report, sites });
+  printSites(output, report.sites);
+  printMemory(output, report.sites, options);
+  return EXIT.success;
+}
+
+/** Where queries or keys have a fixed number, that; else the length asked for. */
+function scoreMemory(site: SiteReport, { lengths, batch }: InspectCommandOptions): ScoreMemory[] {
+  const perPair = site.scoreBytesPerPair;
+  if (perPair === undefined) return [];
+  return lengths.map((length) => {
+    const before =
+      (fixed(site.batch) ?? batch) * perPair * (fixed(site.queries) ?? length) * (fixed(site.keys) ?? length);
+    return { length, before, after: site.fused ? 0 : before };
+  });
+}
+
+function printMemory(output: Output, sites: readonly SiteReport[], options: InspectCommandOptions): void {
+  const measured = sites.filter((site) => site.scoreBytesPerPair !== undefined);
+  if (measured.length === 0) return;
+  output.line();
+  output.line(`${output.bold('memory of the scores of one attention')}, batch ${options.batch}, before → after`);
+  const head = ['sites', ...options.lengths.map((length) => count(length, 'token')), 'first node'];
+  const row = (site: SiteReport) =>
+    scoreMemory(site, options).map(({ before, after }) => `${formatBytes(before)} → ${formatBytes(after)}`);
+  for (const line of formatTable(head, groupAlike(measured, row))) output.line(line);
+  output.line(output.dim('  after: FlashAttention holds a tile of scores on the chip and none in memory'));
+}
