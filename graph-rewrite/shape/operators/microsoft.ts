@@ -2,13 +2,18 @@
 import { DataType } from '../../onnx/proto.js';
 import { Expression } from '../expression.js';
 import type { Derived } from '../facts.js';
-import { type Call, likeFirst, type Rule, type RuleTable, sum, times } from './call.js';
-import { matrixProductShape } from './contraction.js';
+import { likeFirst, type Rule, type RuleTable, sum, times } from './call.js';
+import { contractionRules, matrixProductShape } from './contraction.js';
 import { countAttribute, networkRules } from './network.js';
 
 type Size = Expression | undefined;
 
 const TWO = Expression.constant(2);
+
+/** Size of heads that attention merges with others: hidden size over heads. */
+function headSizeOf(hidden: Size, heads: Size): Size {
+  return heads && hidden?.floorDividedBy(heads);
+}
 
 /** Attention: one projection of the input to packed queries, keys and values. */
 const attentionRule: Rule = (call) => {
@@ -16,9 +21,9 @@ const attentionRule: Rule = (call) => {
   const type = call.type();
   const sizes = call.ints('qkv_hidden_sizes');
   const packed = call.size(1, 1) ?? call.size(2, 0);
-  const hidden: Size = sizes ? Expression.constant(sizes[2]!) : packed?.dividedExactlyBy(3);
+  const hidden: Size = sizes ? Expression.constant(sizes[2]!) : packed?.floorDividedBy(3);
   const heads = countAttribute(call, 'num_heads');
-  const headSize = heads && hidden?.dividedExactlyBy(heads);
+  const headSize = headSizeOf(hidden, heads);
   const past = call.has(4) ? call.size(4, 3) : Expression.constant(0);
   const total = call.flag('past_present_share_buffer') ? past : sum([past, tokens]);
   return [
@@ -26,11 +31,6 @@ const attentionRule: Rule = (call) => {
     { type, shape: [TWO, batch, heads, total, headSize] },
   ];
 };
-
-/** Size of heads that attention merges with others: hidden size over heads. */
-function headSizeOf(hidden: Size, heads: Size): Size {
-  return heads && hidden?.dividedExactlyBy(heads);
-}
 
 const multiHeadAttentionRule: Rule = (call) => {
   const type = call.type();
@@ -108,15 +108,6 @@ const embedNormalizationRule: Rule = (call) => {
   ];
 };
 
-const gemmLikeRule: Rule = (call) => networkGemm(call);
-
-function networkGemm(call: Call): Derived {
-  return {
-    type: call.type(),
-    shape: [call.size(0, call.flag('transA') ? 1 : 0), call.size(1, call.flag('transB') ? 0 : 1)],
-  };
-}
-
 const LIKE_FIRST = 'FastGelu BiasGelu Gelu QuickGelu RotaryEmbedding GroupNorm SkipGroupNorm BiasAdd BiasSoftmax';
 
 export const microsoftRules: RuleTable = {
@@ -130,7 +121,7 @@ export const microsoftRules: RuleTable = {
   EmbedLayerNormalization: embedNormalizationRule,
   FusedMatMul: fusedMatMulRule,
   TransposeMatMul: fusedMatMulRule,
-  FusedGemm: gemmLikeRule,
+  FusedGemm: contractionRules.Gemm!,
   MatMulNBits: quantizedMatMulRule,
   MatMulBnb4: quantizedMatMulRule,
   QuantizeLinear: networkRules.QuantizeLinear!,

@@ -43,12 +43,13 @@ const attentionRule: Rule = (call) => {
   const heads: Size = merged ? countAttribute(call, 'q_num_heads') : query[1];
   const keyHeads: Size = merged ? countAttribute(call, 'kv_num_heads') : key?.[1];
   const headSize = (shape: readonly Expression[] | undefined): Size =>
-    merged ? keyHeads && shape?.[2]?.dividedExactlyBy(keyHeads) : shape?.[3];
+    merged ? keyHeads && shape?.[2]?.floorDividedBy(keyHeads) : shape?.[3];
   const keys = key?.[merged ? 1 : 2];
   const queries = query[merged ? 1 : 2];
   const total = call.has(4) ? sum([call.size(4, 2), keys]) : keys;
   const valueSize = headSize(value);
-  const output = merged ? [query[0], queries, times(heads, valueSize)] : [query[0], heads, queries, valueSize];
+  const hidden = keyHeads && times(value?.[2], heads)?.floorDividedBy(keyHeads);
+  const output = merged ? [query[0], queries, hidden] : [query[0], heads, queries, valueSize];
   return [
     { type, shape: output },
     { type: call.type(1), shape: [query[0], keyHeads, total, headSize(key)] },
