@@ -40,8 +40,15 @@ export class Expression {
     this.#terms = terms;
   }
 
+  static readonly #constants = new Map<number, Expression>();
+
   static constant(value: number): Expression {
-    return new Expression(value === 0 ? new Map() : new Map([['', { factors: [], coefficient: value }]]));
+    const known = Expression.#constants.get(value);
+    if (known) return known;
+    const made = new Expression(value === 0 ? new Map() : new Map([['', { factors: [], coefficient: value }]]));
+    // Small ones are everywhere; sharing them saves most of their allocation.
+    if (value >= -1 && value <= 1024) Expression.#constants.set(value, made);
+    return made;
   }
 
   /** A size that is not known in advance, so at least 0. Symbols of one name are the same number. */
