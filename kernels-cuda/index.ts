@@ -4,6 +4,7 @@
  */
 export * from 'onnxruntime-node';
 export { OrtFlashError } from '../graph-rewrite/errors.js';
+export { runBatch } from './node-batch.js';
 export type {
   BatchDevice,
   BatchProgress,
