@@ -72,8 +72,8 @@ export function readNpyHeader(bytes: Uint8Array, file: string): NpyHeader | unde
     throw new OrtFlashError('invalid-tensor', `cannot read the NumPy array: ${why}`, { file }, hint);
   };
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (!MAGIC.startsWith(String.fromCharCode(...bytes.subarray(0, 6)))) fail('it does not begin as one');
   if (bytes.length < 12) return undefined;
-  if (String.fromCharCode(...bytes.subarray(0, 6)) !== MAGIC) fail('it does not begin as one');
   const version = bytes[6]!;
   if (version < 1 || version > 3) fail(`its format version ${version} is not known`);
   const start = version === 1 ? 10 : 12;
@@ -130,7 +130,8 @@ const countOf = (dims: readonly number[]) => dims.reduce((product, size) => prod
 
 /** Elements of a type over a copy of these bytes, which need not be aligned. */
 export function viewOf(type: DataTypeName, bytes: Uint8Array): Exclude<ArrayData, string[]> {
-  const { buffer } = bytes.slice();
+  // Not bytes.slice(), which for a Buffer makes no copy.
+  const { buffer } = new Uint8Array(bytes);
   switch (type) {
     case 'float32':
       return new Float32Array(buffer);
