@@ -29,7 +29,7 @@ class OpenWorker : public PromiseWorker {
   }
 
   Napi::Value Result(Napi::Env env) override {
-    return AddonData::Of(env).session.New({Napi::External<std::shared_ptr<SessionState>>::New(env, &state_)});
+    return SessionObject::Create(env, std::move(state_));
   }
 
  private:
@@ -164,10 +164,10 @@ Napi::Value SessionObject::Open(const Napi::CallbackInfo& info) {
   });
 }
 
-SessionObject::SessionObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SessionObject>(info) {
-  if (info.Length() != 1 || !info[0].IsExternal())
-    throw Napi::TypeError::New(info.Env(), "sessions are opened by createSession");
-  state_ = *info[0].As<Napi::External<std::shared_ptr<SessionState>>>().Data();
+Napi::Object SessionObject::Create(Napi::Env env, std::shared_ptr<SessionState> state) {
+  const Napi::Object object = AddonData::Of(env).session.New({});
+  Unwrap(object)->state_ = std::move(state);
+  return object;
 }
 
 std::shared_ptr<SessionState> SessionObject::State() const {

@@ -16,7 +16,10 @@ class SessionObject : public Napi::ObjectWrap<SessionObject> {
   // createSession(model: string | Uint8Array, options: object): Promise<NativeSession>
   static Napi::Value Open(const Napi::CallbackInfo& info);
 
-  explicit SessionObject(const Napi::CallbackInfo& info);
+  static Napi::Object Create(Napi::Env env, std::shared_ptr<SessionState> state);
+
+  // One that JavaScript makes is like one that was released.
+  explicit SessionObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SessionObject>(info) {}
 
  private:
   Napi::Value Inputs(const Napi::CallbackInfo& info);

@@ -116,9 +116,6 @@ Napi::Function DeviceTensorObject::Define(Napi::Env env) {
 }
 
 DeviceTensorObject::DeviceTensorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceTensorObject>(info) {
-  if (info.Length() != 1 || !info[0].IsExternal())
-    throw Napi::TypeError::New(info.Env(), "device tensors come out of a run, they are not made");
-  tensor_ = *info[0].As<Napi::External<std::shared_ptr<DeviceTensor>>>().Data();
   info.This().As<Napi::Object>().TypeTag(&kDeviceTensorTag);
 }
 
@@ -126,7 +123,9 @@ Napi::Object DeviceTensorObject::Create(Napi::Env env, std::shared_ptr<SessionSt
   auto tensor = std::make_shared<DeviceTensor>();
   tensor->session = std::move(session);
   tensor->value = std::move(value);
-  return AddonData::Of(env).device_tensor.New({Napi::External<std::shared_ptr<DeviceTensor>>::New(env, &tensor)});
+  const Napi::Object object = AddonData::Of(env).device_tensor.New({});
+  Unwrap(object)->tensor_ = std::move(tensor);
+  return object;
 }
 
 std::shared_ptr<DeviceTensor> DeviceTensorObject::From(const Napi::Value& value, const std::string& name) {

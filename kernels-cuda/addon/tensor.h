@@ -29,6 +29,7 @@ class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
   // Throws Failure `invalid-tensor` where the value is no such object or was disposed of.
   static std::shared_ptr<DeviceTensor> From(const Napi::Value& value, const std::string& name);
 
+  // One that JavaScript makes is like one that was disposed of.
   explicit DeviceTensorObject(const Napi::CallbackInfo& info);
 
  private:
