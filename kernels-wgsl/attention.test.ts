@@ -36,13 +36,17 @@ const SMALL_TILES: readonly PrefillTiles[] = [
   { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueChunk: 16, queriesStay: false },
 ];
 
+/** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */
+const plans = fc.oneof(
+  fc.record({ prefillTiles: fc.constantFrom(...SMALL_TILES), splits: fc.constantFrom(1, 1, 3) }),
+  fc.record({ kernel: fc.constant('decode' as const), splits: fc.constantFrom(1, 2) }),
+);
+
 test.serial('random calls of every kind agree with the reference', async (t) => {
   await fc.assert(
-    fc.asyncProperty(callSpecs, fc.nat(SMALL_TILES.length - 1), (spec, tiles) =>
-      check(spec, { prefillTiles: SMALL_TILES[tiles] }),
-    ),
+    fc.asyncProperty(callSpecs, plans, (spec, plan) => check(spec, plan)),
     {
-      numRuns: Number(process.env.ORT_FLASH_RUNS ?? 40),
+      numRuns: Number(process.env.ORT_FLASH_RUNS ?? 24),
       seed: Number(process.env.ORT_FLASH_SEED ?? 4),
       includeErrorInReport: true,
       endOnFailure: true,

@@ -35,7 +35,7 @@ export function cacheView(problem: AttentionProblem, capacity: number, dimension
 }
 
 /** Bytes rounded up to whole words, as buffers are. */
-const toWords = (bytes: number) => Math.ceil(bytes / 4) * 4;
+export const toWords = (bytes: number) => Math.ceil(bytes / 4) * 4;
 
 export function resolveTensors(problem: AttentionProblem, writesLse: boolean, cacheCapacity?: number): PlannedTensors {
   const element = problem.type === 'float16' ? 2 : 4;
@@ -72,6 +72,30 @@ export function resolveTensors(problem: AttentionProblem, writesLse: boolean, ca
   };
 }
 
+/** What a kernel asks of the parts into which a problem is cut. */
+export interface CoverOptions {
+  /** Queries and query heads are cut at multiples of these. */
+  readonly queryUnit: number;
+  readonly headUnit: number;
+  /** Splits of the keys, whose partial results go to scratch memory; 1 for none. */
+  readonly splits: number;
+}
+
+/** Where the partial results of splits lie in scratch memory. */
+export interface SplitScratch {
+  readonly outputs: Range;
+  readonly rows: Range;
+  readonly bytes: number;
+}
+
+/** Partial outputs (splits, rows, value dimension) in float32, then maximum and sum of each row. */
+export function splitScratch(problem: AttentionProblem, facts: AdapterFacts, splits: number): SplitScratch {
+  const rows = problem.batch * problem.queryHeads * problem.queries * splits;
+  const outputs = { start: 0, end: rows * problem.valueDimension * 4 };
+  const start = Math.ceil(outputs.end / facts.bindingAlignment) * facts.bindingAlignment;
+  return { outputs, rows: { start, end: start + rows * 8 }, bytes: start + rows * 8 };
+}
+
 /** One dispatch's share of the problem, and the bindings that show it. */
 export interface Part {
   readonly coverage: Coverage;
@@ -93,27 +117,27 @@ function everything(problem: AttentionProblem): Coverage {
 /**
  * Covers batches, heads and queries by as few dispatches as the adapter's binding size and grid allow: halves the
  * batches first, then the heads, then the queries.
- * @param queryTile queries are cut at multiples of this.
  * @throws OrtFlashError `unsupported` where even one tile's keys exceed a binding.
  */
 export function coverProblem(
   problem: AttentionProblem,
   facts: AdapterFacts,
   tensors: PlannedTensors,
-  queryTile: number,
+  options: CoverOptions,
 ): Part[] {
+  const { queryUnit, headUnit, splits } = options;
   const cover = (coverage: Coverage): Part[] => {
-    const part = bind(problem, facts, tensors, coverage);
+    const part = bind(problem, facts, tensors, coverage, splits);
     const tooMany =
-      Math.max(coverage.batches, coverage.heads, Math.ceil(coverage.queries / queryTile)) >
+      Math.max(coverage.batches, coverage.heads, Math.ceil(coverage.queries / queryUnit) * splits) >
       facts.workgroupsPerDimension;
     if (part !== undefined && !tooMany) return [part];
-    return halves(coverage, queryTile, problem).flatMap(cover);
+    return halves(coverage, queryUnit, headUnit, problem).flatMap(cover);
   };
   return cover(everything(problem));
 }
 
-function halves(coverage: Coverage, queryTile: number, problem: AttentionProblem): Coverage[] {
+function halves(coverage: Coverage, queryUnit: number, headUnit: number, problem: AttentionProblem): Coverage[] {
   const { batches, firstBatch, heads, firstHead, queries, firstQuery } = coverage;
   if (batches > 1) {
     const first = Math.ceil(batches / 2);
@@ -122,15 +146,15 @@ function halves(coverage: Coverage, queryTile: number, problem: AttentionProblem
       { ...coverage, firstBatch: firstBatch + first, batches: batches - first },
     ];
   }
-  if (heads > 1) {
-    const first = Math.ceil(heads / 2);
+  if (heads > headUnit) {
+    const first = Math.ceil(heads / headUnit / 2) * headUnit;
     return [
       { ...coverage, heads: first },
       { ...coverage, firstHead: firstHead + first, heads: heads - first },
     ];
   }
-  if (queries > queryTile) {
-    const first = Math.ceil(queries / queryTile / 2) * queryTile;
+  if (queries > queryUnit) {
+    const first = Math.ceil(queries / queryUnit / 2) * queryUnit;
     return [
       { ...coverage, queries: first },
       { ...coverage, firstQuery: firstQuery + first, queries: queries - first },
@@ -144,7 +168,7 @@ function halves(coverage: Coverage, queryTile: number, problem: AttentionProblem
   );
 }
 
-interface Range {
+export interface Range {
   readonly start: number;
   readonly end: number;
 }
@@ -155,6 +179,7 @@ function bind(
   facts: AdapterFacts,
   tensors: PlannedTensors,
   coverage: Coverage,
+  splits: number,
 ): Part | undefined {
   const element = problem.type === 'float16' ? 2 : 4;
   const group = problem.queryHeads / problem.keyHeads;
@@ -198,12 +223,49 @@ function bind(
       mask === undefined ? { start: 0, end: 0 } : { start: mask.start / mask.bytes, end: mask.end / mask.bytes },
       mask?.bytes ?? 1,
     ),
-    Y: add(7, 'Y', strided(problem.output, batch, head, query), element, true),
+    Y: splits > 1 ? 0 : add(7, 'Y', strided(problem.output, batch, head, query), element, true),
   };
   add(5, problem.hasLengths ? 'nonpad_kv_seqlen' : undefined, { start: 0, end: problem.batch }, 8);
   add(6, problem.hasSink ? 'sink' : undefined, { start: 0, end: problem.queryHeads }, element);
-  add(8, tensors.writesLse ? 'lse' : undefined, { start: 0, end: rows }, 4, true);
+  if (splits > 1) {
+    const scratch = splitScratch(problem, facts, splits);
+    add(7, 'scratch', scratch.outputs, 1, true);
+    add(8, 'scratch', scratch.rows, 1, true);
+  } else add(8, tensors.writesLse ? 'lse' : undefined, { start: 0, end: rows }, 4, true);
   return fits ? { coverage, bindings, starts } : undefined;
+}
+
+/** Bindings of the combining kernel for the same share. */
+export function bindCombine(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  tensors: PlannedTensors,
+  coverage: Coverage,
+  splits: number,
+): Part {
+  const element = problem.type === 'float16' ? 2 : 4;
+  const scratch = splitScratch(problem, facts, splits);
+  const { firstBatch, batches, firstHead, heads, firstQuery, queries } = coverage;
+  const range = strided(
+    problem.output,
+    { first: firstBatch, count: batches },
+    { first: firstHead, count: heads },
+    { first: firstQuery, count: queries },
+  );
+  const offset = Math.floor((range.start * element) / facts.bindingAlignment) * facts.bindingAlignment;
+  const view = (index: number, { start, end }: Range) =>
+    ({ index, tensor: 'scratch', offset: start, size: end - start, writable: false }) as const;
+  const lse = tensors.bytes.lse ?? 0;
+  return {
+    coverage,
+    starts: { Q: 0, K: 0, V: 0, mask: 0, Y: offset / element },
+    bindings: [
+      view(1, scratch.outputs),
+      view(2, scratch.rows),
+      { index: 7, tensor: 'Y', offset, size: toWords(range.end * element) - offset, writable: true },
+      { index: 8, tensor: lse > 0 ? 'lse' : undefined, offset: 0, size: lse, writable: true },
+    ],
+  };
 }
 
 interface Span {
@@ -212,7 +274,7 @@ interface Span {
 }
 
 /** Elements that a share of batches, heads and positions spans. */
-function strided(tensor: StridedTensor, batch: Span, head: Span, position: Span): Range {
+export function strided(tensor: StridedTensor, batch: Span, head: Span, position: Span): Range {
   if (batch.count * head.count * position.count * tensor.size.D === 0) return { start: 0, end: 0 };
   const { stride, offset } = tensor;
   const start = offset + batch.first * stride.B + head.first * stride.H + position.first * stride.S;

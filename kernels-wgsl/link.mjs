@@ -22,8 +22,12 @@ const compact = (text) =>
 
 const linked = [];
 for (const kernel of kernels) {
-  const { dest } = await link({ weslSrc: sources, rootModuleName: kernel });
-  linked.push(`  ${JSON.stringify(kernel)}: ${JSON.stringify(compact(dest).trim())},`);
+  const variants = sources[`${kernel}.wesl`].includes('@if(subgroups)') ? [false, true] : [false];
+  for (const subgroups of variants) {
+    const { dest } = await link({ weslSrc: sources, rootModuleName: kernel, conditions: { subgroups } });
+    const name = subgroups ? `${kernel}-subgroups` : kernel;
+    linked.push(`  ${JSON.stringify(name)}: ${JSON.stringify(compact(dest).trim())},`);
+  }
 }
 writeFileSync(
   join(folder, 'linked.js'),

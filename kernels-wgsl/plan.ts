@@ -1,13 +1,16 @@
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { FlashAttentionInput, FlashAttentionOutput } from '../graph-rewrite/op/definition.js';
-import type { StridedTensor } from '../graph-rewrite/op/layout.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
-import { coverProblem, type PlannedTensors, resolveTensors } from './coverage.js';
+import { bindCombine, coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
+import { featureParameters } from './features.js';
+import { planAppend } from './plan-append.js';
+import { isDecode, planDecode } from './plan-decode.js';
+import { planPrefill } from './plan-prefill.js';
 import type { KernelName } from './shaders/linked.js';
 import { knownParameters, type ShaderParameters } from './specialize.js';
-import { type PrefillTiles, prefillCandidates } from './tiles.js';
-import { problemUniform } from './uniforms.js';
+import type { PrefillTiles } from './tiles.js';
+import { type Coverage, problemUniform } from './uniforms.js';
 
 /** A tensor of the call, or the scratch memory that its dispatches share. */
 export type PlanTensor = FlashAttentionInput | FlashAttentionOutput | 'lse' | 'scratch';
@@ -46,11 +49,32 @@ export interface AttentionPlan {
   readonly tensorBytes: Readonly<Partial<Record<PlanTensor, number>>>;
 }
 
+/** Which kernel, how it is parametrised, and how a problem is cut for it. */
+export interface KernelChoice {
+  readonly kernel: KernelName;
+  readonly parameters: ShaderParameters;
+  readonly enables: readonly string[];
+  /** Queries and query heads are cut at multiples of these, keys split at multiples of keyUnit. */
+  readonly queryUnit: number;
+  readonly headUnit: number;
+  readonly keyUnit: number;
+  /** Splits wished for. */
+  readonly splits: number;
+  readonly grid: (coverage: Coverage, splits: number) => readonly [number, number, number];
+}
+
 export interface PlanOptions {
   /** Also write log-sum-exp, (B, H, queries) in float32. */
   readonly writesLse?: boolean;
   /** Use this kernel, where it can do the problem at all. */
   readonly kernel?: KernelName;
+  /**
+   * The cache grows in place: past_key and present_key are one buffer, (B, key heads, this many positions, D), bound as
+   * present_key; only the new positions are written. Values likewise.
+   */
+  readonly cacheCapacity?: number;
+  /** Split the keys into so many parts at most. */
+  readonly splits?: number;
   /** Use these tiles for the portable prefill kernel. */
   readonly prefillTiles?: PrefillTiles;
 }
@@ -66,11 +90,75 @@ export function planAttention(
   options: PlanOptions = {},
 ): AttentionPlan {
   checkType(problem, facts);
-  const tensors = resolveTensors(problem, options.writesLse ?? false);
+  const tensors = resolveTensors(problem, options.writesLse ?? false, options.cacheCapacity);
+  const append = planAppend(problem, facts, tensors, options.cacheCapacity);
+  const choice = chooseKernel(problem, facts, tensors, options);
   if (problem.batch * problem.queries * problem.valueDimension === 0)
-    return { kernel: 'prefill', dispatches: [], scratchBytes: 0, tensorBytes: tensors.bytes };
-  const dispatches = planPrefill(problem, facts, tensors, options);
-  return { kernel: 'prefill', dispatches, scratchBytes: 0, tensorBytes: tensors.bytes };
+    return { kernel: choice.kernel, dispatches: append, scratchBytes: 0, tensorBytes: tensors.bytes };
+  const splitKeys = Math.ceil(problem.keys / choice.splits / choice.keyUnit) * choice.keyUnit;
+  const splits = Math.max(1, Math.ceil(problem.keys / splitKeys));
+  return {
+    kernel: choice.kernel,
+    dispatches: [...append, ...planKernel(problem, facts, tensors, choice, splits, splitKeys)],
+    scratchBytes: splits > 1 ? splitScratch(problem, facts, splits).bytes : 0,
+    tensorBytes: tensors.bytes,
+  };
+}
+
+function chooseKernel(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  tensors: PlannedTensors,
+  options: PlanOptions,
+): KernelChoice {
+  const wanted = options.kernel ?? (isDecode(problem) && options.prefillTiles === undefined ? 'decode' : 'prefill');
+  if (wanted === 'decode') return planDecode(problem, facts, tensors, options);
+  return planPrefill(problem, facts, tensors, options);
+}
+
+/** The attention kernel's dispatches, each followed by the combination of its splits. */
+function planKernel(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  tensors: PlannedTensors,
+  choice: KernelChoice,
+  splits: number,
+  splitKeys: number,
+): PlanDispatch[] {
+  const { kernel, enables, grid } = choice;
+  const isSplit = splits > 1;
+  const parameters = { ...choice.parameters, IS_SPLIT: isSplit, ...(isSplit ? { OutputElement: 'f32' } : {}) };
+  const parts = coverProblem(problem, facts, tensors, { ...choice, splits });
+  return parts.flatMap(({ coverage, bindings, starts }, i): PlanDispatch[] => {
+    const number = parts.length > 1 ? ` ${i + 1}/${parts.length}` : '';
+    const layout = { splitKeys, key: tensors.key, value: tensors.value };
+    const attention: PlanDispatch = {
+      kernel,
+      label: `FlashAttention ${kernel}${number}`,
+      parameters: knownParameters(kernel, parameters),
+      enables,
+      uniform: problemUniform(problem, coverage, { ...layout, starts }),
+      bindings,
+      workgroups: grid(coverage, splits),
+    };
+    if (!isSplit) return [attention];
+    const combine = bindCombine(problem, facts, tensors, coverage, splits);
+    return [
+      attention,
+      {
+        kernel: 'combine',
+        label: `FlashAttention combine${number}`,
+        parameters: knownParameters('combine', {
+          ...featureParameters(problem, tensors.writesLse),
+          COLUMNS: problem.valueDimension > 64 ? 128 : problem.valueDimension > 32 ? 64 : 32,
+        }),
+        enables: problem.type === 'float16' ? ['f16'] : [],
+        uniform: problemUniform(problem, coverage, { ...layout, starts: combine.starts }),
+        bindings: combine.bindings,
+        workgroups: [coverage.queries, coverage.heads, coverage.batches],
+      },
+    ];
+  });
 }
 
 function checkType(problem: AttentionProblem, facts: AdapterFacts): void {
@@ -83,88 +171,4 @@ function checkType(problem: AttentionProblem, facts: AdapterFacts): void {
     refuse('float16 needs the feature shader-f16', 'create the device with it, or use a float32 model');
   if (headDimension > 256 || valueDimension > 256)
     refuse(`head dimensions go up to 256, this problem has ${headDimension} and ${valueDimension}`);
-}
-
-/** Bytes of one element. */
-export function elementBytes(problem: AttentionProblem): number {
-  return problem.type === 'float16' ? 2 : 4;
-}
-
-/** Parameters that every kernel reading the problem shares. */
-export function featureParameters(problem: AttentionProblem, writesLse: boolean): ShaderParameters {
-  const { mask } = problem;
-  const element = problem.type === 'float16' ? 'f16' : 'f32';
-  return {
-    Element: element,
-    MaskItem: mask?.kind === 'additive' ? element : 'u32',
-    MASK: mask === undefined ? 0 : mask.kind === 'boolean' ? 1 : 2,
-    HAS_LENGTHS: problem.hasLengths,
-    LENGTH_SETS_POSITION: problem.hasLengths && !problem.alignEnd,
-    HAS_SINK: problem.hasSink,
-    HAS_SOFTCAP: problem.softcap > 0,
-    MASKED_IS_FINITE: Number.isFinite(problem.maskedValue),
-    WRITES_LSE: writesLse,
-  };
-}
-
-/** Whether four consecutive elements of the head dimension can be read at once, everywhere in the tensor. */
-export function isVector(tensor: StridedTensor): boolean {
-  const { stride, size, offset } = tensor;
-  const rest = [size.B > 1 ? stride.B : 0, size.H > 1 ? stride.H : 0, size.S > 1 ? stride.S : 0, size.D, offset];
-  return stride.D === 1 && rest.every((n) => n % 4 === 0);
-}
-
-function planPrefill(
-  problem: AttentionProblem,
-  facts: AdapterFacts,
-  tensors: PlannedTensors,
-  options: PlanOptions,
-): PlanDispatch[] {
-  const bytes = elementBytes(problem);
-  const head = {
-    depthQuads: Math.ceil(problem.headDimension / 4),
-    valueQuads: Math.ceil(problem.valueDimension / 4),
-    elementBytes: bytes,
-  };
-  const tiles = options.prefillTiles ?? prefillCandidates(head, facts, problem.queries)[0];
-  if (tiles === undefined)
-    throw new OrtFlashError('unsupported', 'FlashAttention on WebGPU: no tile fits this adapter', {});
-  const features = featureParameters(problem, options.writesLse ?? false);
-  const vector = { Q: isVector(problem.query), K: isVector(tensors.key), V: isVector(tensors.value) };
-  const item = (isVectorItem: boolean) => (isVectorItem ? `vec4<${features.Element}>` : `${features.Element}`);
-  const parameters: ShaderParameters = {
-    ...features,
-    QUERY_TILE: tiles.queryTile,
-    KEY_TILE: tiles.keyTile,
-    ROW_THREADS: tiles.rowThreads,
-    COLUMN_THREADS: tiles.columnThreads,
-    DEPTH_QUADS: head.depthQuads,
-    VALUE_QUADS: head.valueQuads,
-    DEPTH_CHUNK: tiles.depthChunk,
-    VALUE_CHUNK: tiles.valueChunk,
-    QUERIES_STAY: tiles.queriesStay,
-    QUERY_IS_VECTOR: vector.Q,
-    KEY_IS_VECTOR: vector.K,
-    VALUE_IS_VECTOR: vector.V,
-    QueryItem: item(vector.Q),
-    KeyItem: item(vector.K),
-    ValueItem: item(vector.V),
-    OutputElement: `${features.Element}`,
-  };
-  const parts = coverProblem(problem, facts, tensors, tiles.queryTile);
-  return parts.map(({ coverage, bindings, starts }, part) => ({
-    kernel: 'prefill',
-    label: `FlashAttention prefill${parts.length > 1 ? ` ${part + 1}/${parts.length}` : ''}`,
-    parameters: knownParameters('prefill', parameters),
-    enables: problem.type === 'float16' ? ['f16'] : [],
-    uniform: problemUniform(problem, coverage, {
-      starts,
-      splitKeys: problem.keys,
-      emptyLse: Number.NEGATIVE_INFINITY,
-      key: tensors.key,
-      value: tensors.value,
-    }),
-    bindings,
-    workgroups: [Math.ceil(coverage.queries / tiles.queryTile), coverage.heads, coverage.batches],
-  }));
 }

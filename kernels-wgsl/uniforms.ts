@@ -81,8 +81,6 @@ const LOWEST_SCORE = -1.5e38;
 export interface UniformOptions {
   readonly starts: BindingStarts;
   readonly splitKeys: number;
-  /** What an empty row's LSE is; a finite number where it is only read by the combining kernel. */
-  readonly emptyLse: number;
   readonly key: StridedTensor;
   readonly value: StridedTensor;
 }
@@ -138,7 +136,7 @@ export function problemUniform(problem: AttentionProblem, coverage: Coverage, op
     scale: softcap > 0 ? problem.scale / softcap : problem.scale * unit,
     softcap: softcap * unit,
     masked_score: Math.max(problem.maskedValue * unit, LOWEST_SCORE),
-    negative_infinity: options.emptyLse,
+    negative_infinity: Number.NEGATIVE_INFINITY,
     split_keys: options.splitKeys,
   };
   const words = new Uint32Array(Math.ceil(PROBLEM_FIELDS.length / 4) * 4);

@@ -43,7 +43,7 @@ export const callSpecs: fc.Arbitrary<CallSpec> = fc.record({
   group: fc.constantFrom(1, 1, 2, 3),
   queries: fc.oneof(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 5, max: 40 })),
   newKeys: fc.integer({ min: 1, max: 70 }),
-  pastKeys: fc.constant(-1),
+  pastKeys: fc.oneof(fc.constant(-1), fc.integer({ min: 0, max: 20 })),
   headDimension: fc.constantFrom(1, 3, 4, 8, 12),
   valueDimension: fc.constantFrom(1, 4, 6, 8),
   layouts: fc.tuple(

@@ -1,0 +1,71 @@
+import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
+import type { AdapterFacts } from './adapter.js';
+import type { PlannedTensors } from './coverage.js';
+import { readingParameters } from './features.js';
+import type { KernelChoice, PlanOptions } from './plan.js';
+import { headShape } from './plan-prefill.js';
+import type { HeadShape } from './tiles.js';
+
+/** Rows (queries of all heads that share keys) up to which keys are read once or twice in all, and not tiled. */
+const DECODE_ROWS = 16;
+/** Workgroups that keep a large GPU busy; more splits than that only cost in combining. */
+const WORKGROUPS = 1024;
+/** Splits that the combining kernel takes at most; MAX_SPLITS in shaders/combine.wesl. */
+const MAX_SPLITS = 512;
+
+/** Whether the problem has few queries for its keys. */
+export function isDecode(problem: AttentionProblem): boolean {
+  return (problem.queryHeads / problem.keyHeads) * problem.queries <= DECODE_ROWS;
+}
+
+/** Bytes of workgroup memory that the decode kernel takes. */
+function decodeMemory(head: HeadShape, rows: number, threads: number, span: number): number {
+  const outputs = Math.floor(threads / head.valueQuads) * head.valueQuads;
+  return 16 * rows * (head.depthQuads + outputs + 1) + 4 * (rows * span + threads);
+}
+
+/** Few queries, many keys: the keys are split over workgroups, and the splits combined. */
+export function planDecode(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  tensors: PlannedTensors,
+  options: PlanOptions,
+): KernelChoice {
+  const head = headShape(problem);
+  const rows = (problem.queryHeads / problem.keyHeads) * problem.queries;
+  // Threads share a key where subgroups are sure to hold them side by side.
+  const keyLanes = Math.min(8, facts.subgroupMinSize >= 4 && head.depthQuads % 4 === 0 ? facts.subgroupMinSize : 1);
+  const span = keyLanes === 1 ? 256 : 128;
+  const sizes = (rowsOfWorkgroup: number) => ({
+    rowsOfWorkgroup,
+    threads: rowsOfWorkgroup > 4 || keyLanes === 1 ? 64 : 128,
+  });
+  let { rowsOfWorkgroup, threads } = sizes(rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : 8);
+  while (rowsOfWorkgroup > 1 && decodeMemory(head, rowsOfWorkgroup, threads, span) > facts.workgroupMemory)
+    ({ rowsOfWorkgroup, threads } = sizes(rowsOfWorkgroup / 2));
+  const rowBlocks = Math.ceil(rows / rowsOfWorkgroup);
+  const busy = Math.ceil(WORKGROUPS / (problem.batch * problem.keyHeads * rowBlocks));
+  const splits = Math.min(MAX_SPLITS, Math.ceil(problem.keys / span), options.splits ?? busy);
+  return {
+    kernel: keyLanes > 1 ? 'decode-subgroups' : 'decode',
+    parameters: {
+      ...readingParameters(problem, tensors),
+      THREADS: threads,
+      ROWS: rowsOfWorkgroup,
+      SPAN: span,
+      KEY_LANES: keyLanes,
+      DEPTH_QUADS: head.depthQuads,
+      VALUE_QUADS: head.valueQuads,
+    },
+    enables: [...(problem.type === 'float16' ? ['f16'] : []), ...(keyLanes > 1 ? ['subgroups'] : [])],
+    queryUnit: problem.queries,
+    headUnit: problem.queryHeads / problem.keyHeads,
+    keyUnit: span,
+    splits,
+    grid: (coverage, actualSplits) => [
+      actualSplits,
+      (coverage.heads / (problem.queryHeads / problem.keyHeads)) * rowBlocks,
+      coverage.batches,
+    ],
+  };
+}
