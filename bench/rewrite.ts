@@ -1,0 +1,169 @@
+/**
+ * Time and peak memory of rewriting against model size: `npx tsx bench/rewrite.ts`.
+ *
+ * Each measurement is a process of its own. Its peer, in the same run, reads the model file's bytes and writes them
+ * again, flushed to the disk, as the rewriter does; of external data neither touches a byte. Two bounds are checked:
+ * with inline weights at most twice the peer's time plus 1 s; with external data under 3 s and 300 MB.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpus, release, tmpdir, totalmem, type } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { readModelFile, writeModelFile, writeWholeFile } from '../graph-rewrite/files.js';
+import * as api from '../graph-rewrite/index.js';
+import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
+import { validateModel } from '../graph-rewrite/onnx/validate.js';
+import { buildTransformer, type TransformerOptions, writeTransformer } from '../models/builder.js';
+
+/** What one child process reports. */
+interface Measurement {
+  readonly seconds: number;
+  /** Largest resident set of the process, runtime included. */
+  readonly peakMegabytes: number;
+}
+
+interface Result {
+  readonly model: string;
+  readonly weights: 'inline' | 'external';
+  /** Weights and graph, wherever they are. */
+  readonly megabytes: number;
+  readonly nodes: number;
+  readonly peer: Measurement;
+  readonly rewrite: Measurement;
+  /** Rewrite time as a multiple of the peer's. */
+  readonly ratio: number;
+  readonly holds: boolean;
+}
+
+const MEGABYTE = 1e6;
+const ROUNDS = 3;
+
+/** Layers that give about this many megabytes of float32 weights at width 1,024. */
+const layersFor = (megabytes: number) => Math.max(1, Math.round(megabytes / 50.4));
+
+const CASES: readonly { megabytes: number; weights: 'inline' | 'external'; style: TransformerOptions['style'] }[] = [
+  { megabytes: 50, weights: 'inline', style: 'dynamo' },
+  { megabytes: 200, weights: 'inline', style: 'dynamo' },
+  { megabytes: 200, weights: 'inline', style: 'torchscript' },
+  { megabytes: 800, weights: 'inline', style: 'dynamo' },
+  { megabytes: 200, weights: 'external', style: 'dynamo' },
+  { megabytes: 1000, weights: 'external', style: 'dynamo' },
+  { megabytes: 3000, weights: 'external', style: 'dynamo' },
+  { megabytes: 3000, weights: 'external', style: 'torchscript' },
+];
+
+/** What is measured; runs in a child process. */
+const STEPS: Readonly<Record<string, (input: string, output: string) => Promise<void>>> = {
+  async peer(input, output) {
+    await writeWholeFile(output, [readFileSync(input)]);
+  },
+  async rewrite(input, output) {
+    const { rewriteModel } = api as { rewriteModel?: (model: ModelProto) => { model: ModelProto } };
+    const model = readModelFile(input);
+    validateModel(model);
+    await writeModelFile(output, rewriteModel ? rewriteModel(model).model : model, { source: input });
+  },
+};
+
+async function child(step: string, input: string, output: string): Promise<void> {
+  const start = performance.now();
+  await STEPS[step]!(input, output);
+  const seconds = (performance.now() - start) / 1000;
+  const peakMegabytes = peakBytes() / MEGABYTE;
+  process.stdout.write(JSON.stringify({ seconds, peakMegabytes } satisfies Measurement));
+}
+
+/** This process's largest resident set. Linux's resource usage includes the parent's up to the fork, its status not. */
+function peakBytes(): number {
+  const status = existsSync('/proc/self/status') ? readFileSync('/proc/self/status', 'utf8') : '';
+  const kibibytes = /^VmHWM:\s*(\d+) kB/m.exec(status)?.[1] ?? process.resourceUsage().maxRSS;
+  return Number(kibibytes) * 1024;
+}
+
+/** The median time and the largest memory of several runs. */
+function measure(step: string, input: string, output: string): Measurement {
+  const self = fileURLToPath(import.meta.url);
+  const runs = Array.from({ length: ROUNDS }, () => {
+    const text = execFileSync(process.execPath, [...process.execArgv, self, '--child', step, input, output]);
+    return JSON.parse(text.toString()) as Measurement;
+  });
+  const seconds = runs.map((run) => run.seconds).sort((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
+  return { seconds, peakMegabytes: Math.max(...runs.map((run) => run.peakMegabytes)) };
+}
+
+async function runCase(folder: string, { megabytes, weights, style }: (typeof CASES)[number]): Promise<Result> {
+  const options: TransformerOptions = {
+    style,
+    layers: layersFor(megabytes),
+    width: 1024,
+    heads: 16,
+    paddingMask: true,
+  };
+  const input = join(folder, 'model.onnx');
+  const external = weights === 'external';
+  await (external ? writeTransformer(input, options) : writeModelFile(input, buildTransformer(options)));
+  const model = readModelFile(input);
+  const size = statSync(input).size + (external ? statSync(join(folder, 'model.data')).size : 0);
+  const out = join(folder, 'out');
+  mkdirSync(out, { recursive: true });
+  const peer = measure('peer', input, join(out, 'peer.onnx'));
+  const rewrite = measure('rewrite', input, join(out, 'model.onnx'));
+  return {
+    model: `${options.layers} layers, ${style}`,
+    weights,
+    megabytes: size / MEGABYTE,
+    nodes: model.graph!.node.length,
+    peer,
+    rewrite,
+    ratio: rewrite.seconds / peer.seconds,
+    holds: external ? rewrite.seconds < 3 && rewrite.peakMegabytes < 300 : rewrite.seconds <= 2 * peer.seconds + 1,
+  };
+}
+
+function printTable(results: readonly Result[]): void {
+  const rows = results.map((r) => [
+    r.model,
+    r.weights,
+    r.megabytes.toFixed(0),
+    String(r.nodes),
+    r.peer.seconds.toFixed(2),
+    r.rewrite.seconds.toFixed(2),
+    r.peer.peakMegabytes.toFixed(0),
+    r.rewrite.peakMegabytes.toFixed(0),
+    r.holds ? 'yes' : 'NO',
+  ]);
+  const head = ['model', 'weights', 'MB', 'nodes', 'read+write s', 'rewrite s', 'its MB', 'peak MB', 'within bounds'];
+  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)));
+  for (const row of [head, ...rows]) console.log(row.map((cell, i) => cell.padStart(widths[i]!)).join('  '));
+}
+
+async function main(): Promise<void> {
+  const results: Result[] = [];
+  for (const example of CASES) {
+    const folder = mkdtempSync(join(tmpdir(), 'ort-flash-bench-'));
+    try {
+      results.push(await runCase(folder, example));
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  }
+  printTable(results);
+  const machine = `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} threads, ${Math.round(totalmem() / 2 ** 30)} GiB`;
+  const report = {
+    subject: 'rewrite',
+    date: new Date().toISOString().slice(0, 10),
+    machine,
+    system: `${type()} ${release()}`,
+    versions: { node: process.versions.node },
+    rewritten: 'rewriteModel' in api,
+    results,
+  };
+  const file = join(dirname(fileURLToPath(import.meta.url)), 'results', 'rewrite.json');
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(file, `${JSON.stringify(report, null, 2)}\n`);
+  if (results.some((result) => !result.holds)) process.exitCode = 1;
+}
+
+const [flag, step, input, output] = process.argv.slice(2);
+await (flag === '--child' ? child(step!, input!, output!) : main());
