@@ -11,8 +11,7 @@ import { cpus, release, tmpdir, totalmem, type } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readModelFile, writeModelFile, writeWholeFile } from '../graph-rewrite/files.js';
-import * as api from '../graph-rewrite/index.js';
-import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
+import { rewriteModel } from '../graph-rewrite/index.js';
 import { validateModel } from '../graph-rewrite/onnx/validate.js';
 import { buildTransformer, type TransformerOptions, writeTransformer } from '../models/builder.js';
 
@@ -21,14 +20,17 @@ interface Measurement {
   readonly seconds: number;
   /** Largest resident set of the process, runtime included. */
   readonly peakMegabytes: number;
+  /** Attentions fused. */
+  readonly fused: number;
 }
 
 interface Result {
-  readonly model: string;
+  readonly model: TransformerOptions['style'];
   readonly weights: 'inline' | 'external';
   /** Weights and graph, wherever they are. */
   readonly megabytes: number;
   readonly nodes: number;
+  readonly layers: number;
   readonly peer: Measurement;
   readonly rewrite: Measurement;
   /** Rewrite time as a multiple of the peer's. */
@@ -53,25 +55,27 @@ const CASES: readonly { megabytes: number; weights: 'inline' | 'external'; style
   { megabytes: 3000, weights: 'external', style: 'torchscript' },
 ];
 
-/** What is measured; runs in a child process. */
-const STEPS: Readonly<Record<string, (input: string, output: string) => Promise<void>>> = {
+/** What is measured, in a child process; gives the number of attentions fused. */
+const STEPS: Readonly<Record<string, (input: string, output: string) => Promise<number>>> = {
   async peer(input, output) {
     await writeWholeFile(output, [readFileSync(input)]);
+    return 0;
   },
   async rewrite(input, output) {
-    const { rewriteModel } = api as { rewriteModel?: (model: ModelProto) => { model: ModelProto } };
     const model = readModelFile(input);
     validateModel(model);
-    await writeModelFile(output, rewriteModel ? rewriteModel(model).model : model, { source: input });
+    const report = rewriteModel(model);
+    await writeModelFile(output, model, { source: input });
+    return report.sites.filter((site) => site.fused).length;
   },
 };
 
 async function child(step: string, input: string, output: string): Promise<void> {
   const start = performance.now();
-  await STEPS[step]!(input, output);
+  const fused = await STEPS[step]!(input, output);
   const seconds = (performance.now() - start) / 1000;
   const peakMegabytes = peakBytes() / MEGABYTE;
-  process.stdout.write(JSON.stringify({ seconds, peakMegabytes } satisfies Measurement));
+  process.stdout.write(JSON.stringify({ seconds, peakMegabytes, fused } satisfies Measurement));
 }
 
 /** This process's largest resident set. Linux's resource usage includes the parent's up to the fork, its status not. */
@@ -89,7 +93,7 @@ function measure(step: string, input: string, output: string): Measurement {
     return JSON.parse(text.toString()) as Measurement;
   });
   const seconds = runs.map((run) => run.seconds).sort((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
-  return { seconds, peakMegabytes: Math.max(...runs.map((run) => run.peakMegabytes)) };
+  return { seconds, peakMegabytes: Math.max(...runs.map((run) => run.peakMegabytes)), fused: runs[0]!.fused };
 }
 
 async function runCase(folder: string, { megabytes, weights, style }: (typeof CASES)[number]): Promise<Result> {
@@ -110,10 +114,11 @@ async function runCase(folder: string, { megabytes, weights, style }: (typeof CA
   const peer = measure('peer', input, join(out, 'peer.onnx'));
   const rewrite = measure('rewrite', input, join(out, 'model.onnx'));
   return {
-    model: `${options.layers} layers, ${style}`,
+    model: style,
     weights,
     megabytes: size / MEGABYTE,
     nodes: model.graph!.node.length,
+    layers: options.layers,
     peer,
     rewrite,
     ratio: rewrite.seconds / peer.seconds,
@@ -127,13 +132,25 @@ function printTable(results: readonly Result[]): void {
     r.weights,
     r.megabytes.toFixed(0),
     String(r.nodes),
+    `${r.rewrite.fused}/${r.layers}`,
     r.peer.seconds.toFixed(2),
     r.rewrite.seconds.toFixed(2),
     r.peer.peakMegabytes.toFixed(0),
     r.rewrite.peakMegabytes.toFixed(0),
     r.holds ? 'yes' : 'NO',
   ]);
-  const head = ['model', 'weights', 'MB', 'nodes', 'read+write s', 'rewrite s', 'its MB', 'peak MB', 'within bounds'];
+  const head = [
+    'model',
+    'weights',
+    'MB',
+    'nodes',
+    'fused',
+    'read+write s',
+    'rewrite s',
+    'its MB',
+    'peak MB',
+    'within bounds',
+  ];
   const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)));
   for (const row of [head, ...rows]) console.log(row.map((cell, i) => cell.padStart(widths[i]!)).join('  '));
 }
@@ -156,7 +173,6 @@ async function main(): Promise<void> {
     machine,
     system: `${type()} ${release()}`,
     versions: { node: process.versions.node },
-    rewritten: 'rewriteModel' in api,
     results,
   };
   const file = join(dirname(fileURLToPath(import.meta.url)), 'results', 'rewrite.json');
