@@ -5,6 +5,7 @@ export { type FunctionVariant, functionFor, type MaskVariant, overloadName, requ
 export * from './op/definition.js';
 export * from './op/half.js';
 export * from './op/layout.js';
+export * from './op/lower.js';
 export * from './op/node.js';
 export * from './op/problem.js';
 export * from './op/reference.js';

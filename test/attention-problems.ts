@@ -56,7 +56,30 @@ export interface ProblemOptions {
   readonly type: 'float32' | 'float16';
   /** Leaves out what opsets 7 and 8 cannot say. */
   readonly plain?: boolean;
+  /** Draws problems as other operators may have them: always as listed, never otherwise where a feature is false. */
+  readonly features?: Partial<Record<Feature, boolean>>;
+  /** Head dimensions that may be drawn. */
+  readonly headDimensions?: readonly number[];
 }
+
+export type Feature =
+  | 'past'
+  | 'causal'
+  | 'windows'
+  | 'alignEnd'
+  | 'lengths'
+  | 'sink'
+  | 'mask'
+  | 'emptyRows'
+  | 'period'
+  | 'softcap'
+  | 'precision'
+  | 'finite'
+  | 'grouped'
+  | 'slices'
+  | 'self'
+  | 'sameDimension'
+  | 'known';
 
 type Pick = fc.GeneratorValue;
 
@@ -66,19 +89,23 @@ const PACKED = ['BS([1/3]HD)', 'BS(H[2/3]D)', '[0/3]BHSD', 'BSH([1/2]D)', 'BS(HD
 const SIZE_LIMIT: Readonly<Record<Axis, number>> = { B: 3, H: 3, S: 5, D: 5 };
 
 /** Draws a problem. */
-export function drawProblem(pick: Pick, { opset, type, plain = false }: ProblemOptions): TestProblem {
+export function drawProblem(
+  pick: Pick,
+  { opset, type, plain = false, features = {}, headDimensions }: ProblemOptions,
+): TestProblem {
   const int = (min: number, max: number) => pick(fc.integer, { min, max });
   const maybe = (odds = 3) => int(0, odds - 1) === 0;
+  const has = (feature: Feature, odds: number) => features[feature] ?? maybe(odds);
   const of = <T>(...choices: readonly T[]): T => choices[int(0, choices.length - 1)]!;
 
   const keyHeads = int(1, SIZE_LIMIT.H);
-  const ratio = of(1, 1, 2, 3);
+  const ratio = has('grouped', 2) ? of(2, 3) : 1;
   const batch = int(1, SIZE_LIMIT.B);
   const queries = int(1, SIZE_LIMIT.S);
-  const newKeys = maybe(2) ? queries : int(1, SIZE_LIMIT.S + 1);
-  const dim = int(1, SIZE_LIMIT.D);
-  const valueDim = maybe(2) ? dim : int(1, SIZE_LIMIT.D);
-  const hasPast = maybe();
+  const newKeys = has('self', 2) ? queries : int(1, SIZE_LIMIT.S + 1);
+  const dim = headDimensions === undefined ? int(1, SIZE_LIMIT.D) : of(...headDimensions);
+  const valueDim = has('sameDimension', 2) ? dim : int(1, SIZE_LIMIT.D);
+  const hasPast = has('past', 3);
   const pastKeys = hasPast ? int(0, 4) : 0;
   const keys = pastKeys + newKeys;
   const heads = keyHeads * ratio;
@@ -91,7 +118,8 @@ export function drawProblem(pick: Pick, { opset, type, plain = false }: ProblemO
   const query = { B: batch, H: heads, S: queries, D: dim };
   const key = { B: batch, H: keyHeads, S: newKeys, D: dim };
   const value = { B: batch, H: keyHeads, S: newKeys, D: valueDim };
-  const inputLayouts = opset < 10 ? [...LAYOUTS, ...PACKED.filter((l) => !l.includes('@'))] : [...LAYOUTS, ...PACKED];
+  const packed = PACKED.filter((layout) => !layout.includes('@') || (opset >= 10 && features.slices !== false));
+  const inputLayouts = [...LAYOUTS, ...packed.filter((l) => !l.includes('@') || dim * keyHeads * ratio <= 30)];
   const queryLayout = layoutFor(heads, inputLayouts);
   const keyLayout = layoutFor(keyHeads, inputLayouts);
   // Where all are slices, none tells the head dimension, and a value's slice is as wide as the keys.
@@ -104,26 +132,26 @@ export function drawProblem(pick: Pick, { opset, type, plain = false }: ProblemO
   const merged = (layout: string) => isMerged(parseLayout(layout), 'H');
   const needsKeyHeads = merged(safeKeyLayout) || merged(valueLayout);
   const canMask = !plain;
-  const windowed = canMask && maybe();
+  const windowed = canMask && has('windows', 3);
   const attributes: FlashAttentionAttributes = {
     ...DEFAULT_ATTRIBUTES,
     scale: maybe(4) ? 0 : of(1, 0.5, 0.3, 0.125, -0.7),
-    isCausal: canMask && maybe(2),
+    isCausal: canMask && has('causal', 2),
     queryHeads: merged(queryLayout) || merged(outputLayout) || maybe(2) ? heads : 0,
     keyHeads: needsKeyHeads || maybe(2) ? keyHeads : 0,
-    softcap: maybe(4) ? of(2, 0.75) : 0,
+    softcap: has('softcap', 4) ? of(2, 0.75) : 0,
     leftWindow: windowed ? int(-1, 3) : -1,
     rightWindow: windowed ? int(-1, 3) : -1,
-    alignEnd: canMask && maybe(4),
-    maskedValue: maybe() ? of(-1e4, -3.4028234663852886e38) : Number.NEGATIVE_INFINITY,
-    softmaxPrecision: maybe(4) ? of(1, 10, ...(plain ? [] : [11])) : 0,
+    alignEnd: canMask && has('alignEnd', 4),
+    maskedValue: has('finite', 3) ? of(-1e4, -3.4028234663852886e38) : Number.NEGATIVE_INFINITY,
+    softmaxPrecision: has('precision', 4) ? of(1, 10, ...(plain ? [] : [11])) : 0,
     queryLayout,
     keyLayout: safeKeyLayout,
     valueLayout,
     outputLayout,
   };
   const float = (shape: readonly number[]) => drawFloats(pick, type, shape);
-  const hasLengths = canMask && maybe(4);
+  const hasLengths = canMask && has('lengths', 4);
   const tensors: Record<string, TestTensor> = {
     Q: float(physicalShape(queryLayout, query)),
     K: float(physicalShape(safeKeyLayout, key)),
@@ -137,23 +165,26 @@ export function drawProblem(pick: Pick, { opset, type, plain = false }: ProblemO
     const lengths = Array.from({ length: batch }, () => BigInt(int(0, keys)));
     tensors.nonpad_kv_seqlen = { type: 'int64', shape: [batch], data: BigInt64Array.from(lengths) };
   }
-  if (maybe(5)) tensors.sink = float([heads]);
+  if (has('sink', 5)) tensors.sink = float([heads]);
   let maskPeriod = 0;
   let mask: MaskVariant | undefined;
-  if (maybe(2)) {
-    maskPeriod = !plain && maybe(4) ? of(...[1, 2, 3].filter((p) => batch % p === 0)) : 0;
-    const drawn = drawMask(pick, type, [maskPeriod || batch, heads, queries, keys], maskPeriod > 0, plain);
+  if (has('mask', 2)) {
+    maskPeriod = !plain && has('period', 4) ? of(...[1, 2, 3].filter((p) => batch % p === 0)) : 0;
+    const full = [maskPeriod || batch, heads, queries, keys];
+    const drawn = drawMask(pick, type, full, maskPeriod > 0, plain || features.emptyRows === false, features.emptyRows);
     tensors.attn_mask = drawn.tensor;
     mask = drawn.variant;
   }
-  const full = { ...attributes, maskPeriod };
-  const known = maybe(2) ? { headDimension: dim, valueDimension: valueDim, queryHeads: heads, keyHeads } : undefined;
+  const withPeriod = { ...attributes, maskPeriod };
+  const known = has('known', 2)
+    ? { headDimension: dim, valueDimension: valueDim, queryHeads: heads, keyHeads }
+    : undefined;
   return {
-    attributes: full,
+    attributes: withPeriod,
     tensors: tensors as unknown as TestTensors,
-    problem: resolveProblem(full, tensors as unknown as ProblemInputs),
+    problem: resolveProblem(withPeriod, tensors as unknown as ProblemInputs),
     variant: {
-      attributes: full,
+      attributes: withPeriod,
       elementType: dataTypeOf(type),
       opset,
       hasPast,
@@ -170,23 +201,26 @@ function drawMask(
   type: 'float32' | 'float16',
   full: readonly number[],
   isPeriodic: boolean,
-  plain: boolean,
+  spansKeys: boolean,
+  emptyRows?: boolean,
 ) {
   const int = (min: number, max: number) => pick(fc.integer, { min, max });
   const rank = isPeriodic ? 4 : int(0, 4);
   const shape = full.slice(4 - rank).map((size, i) => (int(0, 2) === 0 && !(isPeriodic && i === 0) ? 1 : size));
-  const mayBeShorter = !plain && int(0, 2) === 0;
+  const mayBeShorter = !spansKeys && int(0, 2) === 0;
   if (mayBeShorter && rank > 0 && shape.at(-1)! > 2) shape[rank - 1] = int(2, shape.at(-1)!);
   const count = shape.reduce((a, b) => a * b, 1);
   const kind = int(0, 1) === 0 ? 'boolean' : 'additive';
-  const out = Array.from({ length: count }, () => int(0, 2) === 0);
+  const last = shape.at(-1) ?? 1;
+  // Without empty rows, the first key always stays.
+  const out = Array.from({ length: count }, (_, i) => int(0, 2) === 0 && (emptyRows !== false || i % last > 0));
   const floats = out.map((isOut) => (isOut ? Number.NEGATIVE_INFINITY : int(-8, 8) / 4));
   const tensor: TestTensor =
     kind === 'boolean'
       ? { type: 'bool', shape, data: Uint8Array.from(out, (isOut) => (isOut ? 0 : 1)) }
       : { type, shape, data: type === 'float16' ? encodeHalf(floats, type) : Float32Array.from(floats) };
   // Some row may be empty unless no element is masked at all.
-  const mayEmptyRows = mayBeShorter || out.includes(true) || int(0, 1) === 0;
+  const mayEmptyRows = emptyRows ?? (mayBeShorter || out.includes(true) || int(0, 1) === 0);
   return { tensor, variant: { kind, rank, mayBeShorter, mayEmptyRows } as const };
 }
 

@@ -42,8 +42,8 @@ export function fromLayout(
   order: readonly Axis[],
   known: KnownSizes,
   headDimension: () => string,
+  label = x.toLowerCase(),
 ): string {
-  const label = x.toLowerCase();
   let whole = x;
   layout.forEach(({ factors, slice }, axis) => {
     if (slice === undefined) return;
@@ -112,16 +112,22 @@ function orderAxes(
 const CANONICAL: readonly Axis[] = ['B', 'H', 'S', 'D'];
 
 /**
- * (batch, heads, sequence, head dimension) in the output's layout.
+ * A tensor whose axes stand in the order `from`, in the output's layout.
  * @throws OrtFlashError `invalid-argument` for a layout of which the tensor would be only a part
  */
-export function toLayout(e: NodeEmitter, x: string, layout: Layout, known: KnownSizes): string {
+export function toLayout(
+  e: NodeEmitter,
+  x: string,
+  layout: Layout,
+  known: KnownSizes,
+  from: readonly Axis[] = CANONICAL,
+): string {
   const factors = layout.flatMap((d) => d.factors);
   if (layout.some((d) => d.slice !== undefined) || !factors.every(isAxis)) {
     throw new OrtFlashError('invalid-argument', `${formatLayout(layout)} is only a part of a tensor, and no output`);
   }
-  const absent = CANONICAL.flatMap((axis, i) => (factors.includes(axis) ? [] : [i]));
-  const present = CANONICAL.filter((axis) => factors.includes(axis));
+  const absent = from.flatMap((axis, i) => (factors.includes(axis) ? [] : [i]));
+  const present = from.filter((axis) => factors.includes(axis));
   const squeezed = absent.length === 0 ? x : e.squeeze(x, absent);
   const ordered = e.transpose(
     squeezed,

@@ -1,0 +1,349 @@
+/**
+ * Replaces a `FlashAttention` node by the operator of the runtime at hand that computes the same: ONNX Runtime's own
+ * fused operators, or the standard's `Attention`. Only attributes, ranks and data types decide, no concrete shape.
+ */
+import { OrtFlashError } from '../errors.js';
+import { DataType, type NodeProto } from '../onnx/proto.js';
+import type { Refusal } from '../report.js';
+import type { FunctionVariant } from './body.js';
+import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
+import type { FlashAttentionAttributes, FlashAttentionInput } from './definition.js';
+import { type AttributeValue, floatTypeName, NodeEmitter } from './emit.js';
+import { type Axis, parseLayout } from './layout.js';
+import { readAttributes, readInputs } from './node.js';
+import { refuse } from './site.js';
+
+/** What is known of the node, as for its function body, and how its sequences stand. */
+export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
+  /** Whether there are always as many queries as new keys, so that every convention of causality agrees. */
+  readonly isSelfAttention?: boolean;
+  /** Batch and number of queries, where they are the same in every run. */
+  readonly batch?: number;
+  readonly queries?: number;
+}
+
+export interface Lowered {
+  /** In topological order; the last values have the names of the replaced node's outputs. */
+  readonly nodes: readonly NodeProto[];
+  /** Operator sets that the nodes need beside ai.onnx. */
+  readonly domains: readonly string[];
+}
+
+const MICROSOFT = 'com.microsoft';
+const SEQUENCE_FIRST: readonly Axis[] = ['B', 'S', 'H', 'D'];
+const HEADS_FIRST: readonly Axis[] = ['B', 'H', 'S', 'D'];
+
+interface Site {
+  readonly node: NodeProto;
+  readonly attributes: FlashAttentionAttributes;
+  readonly inputs: Partial<Record<FlashAttentionInput, string>> & Record<'Q' | 'K' | 'V', string>;
+  readonly facts: LoweringFacts;
+  readonly queryHeads: number | undefined;
+  readonly keyHeads: number | undefined;
+  readonly e: NodeEmitter;
+}
+
+function readSite(node: NodeProto, facts: LoweringFacts): Site {
+  const attributes = readAttributes(node);
+  return {
+    node,
+    attributes,
+    inputs: readInputs(node) as Site['inputs'],
+    facts,
+    queryHeads: attributes.queryHeads || facts.known?.queryHeads,
+    keyHeads: attributes.keyHeads || facts.known?.keyHeads,
+    e: new NodeEmitter(facts.opset, `${node.name || node.output[0]}/`),
+  };
+}
+
+/**
+ * `com.microsoft.MultiHeadAttention`, or `GroupQueryAttention` where heads are grouped or a causal attention has a
+ * window, softcap or sink.
+ */
+export function lowerToOrt(node: NodeProto, facts: LoweringFacts): Lowered | Refusal {
+  const site = readSite(node, facts);
+  const { attributes } = site;
+  const wrong = checkLayouts(site);
+  if (wrong !== undefined) return wrong;
+  if (site.queryHeads === undefined || site.keyHeads === undefined) return refuse('the number of heads is not known');
+  if (facts.hasLengths) return refuse('nonpad_kv_seqlen has no equal in ONNX Runtime’s operators');
+  if (attributes.softmaxPrecision === DataType.DOUBLE && facts.elementType !== DataType.DOUBLE)
+    return refuse('ONNX Runtime’s operators compute no softmax in float64');
+  if (facts.elementType === DataType.DOUBLE) return refuse('ONNX Runtime’s operators take no float64');
+  const isPlain = attributes.softcap === 0 && attributes.leftWindow < 0 && !facts.hasSink;
+  if (site.queryHeads === site.keyHeads && isPlain) return lowerToMultiHead(site, site.queryHeads);
+  return lowerToGroupQuery(site, site.queryHeads, site.keyHeads);
+}
+
+/** Causality means the same in every operator where queries and new keys are as many. */
+function checkCausality({ attributes, facts }: Site): Refusal | undefined {
+  if (attributes.rightWindow >= 0 && !attributes.isCausal) return refuse('a right window without causality');
+  if (attributes.isCausal && facts.isSelfAttention !== true)
+    return refuse('causality where queries and new keys may not be as many: operators differ in what it means');
+  return undefined;
+}
+
+function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
+  const { attributes, facts, inputs, e } = site;
+  const wrong = checkCausality(site) ?? checkBias(site);
+  if (wrong !== undefined) return wrong;
+  const { headDimension, valueDimension } = facts.known ?? {};
+  const isSameDimension = headDimension !== undefined && headDimension === valueDimension;
+  if (facts.hasPast && !isSameDimension)
+    return refuse('MultiHeadAttention with a past needs keys and values of the same known head dimension');
+  const sizes = knownSizes(site);
+  const query = sequenceFirst(site, 'Q', attributes.queryLayout, sizes.query);
+  // Keys and values of rank 4 stand heads first, and are not split again; they must be alike, and have no past.
+  const isSequenceFirst =
+    facts.hasPast === true ||
+    !isSameDimension ||
+    [attributes.keyLayout, attributes.valueLayout].every((l) => startsWithSequence(l));
+  const read = (name: 'K' | 'V', layout: string, known: KnownSizes) =>
+    isSequenceFirst
+      ? sequenceFirst(site, name, layout, known)
+      : fromLayout(e, inputs[name], parseLayout(layout), HEADS_FIRST, known, noDimension, name.toLowerCase());
+  const key = read('K', attributes.keyLayout, sizes.key);
+  const value = read('V', attributes.valueLayout, sizes.value);
+  const bias = attentionBias(
+    site,
+    { name: query, sequenceAxis: 1 },
+    { name: key, sequenceAxis: isSequenceFirst ? 1 : 2 },
+  );
+  const [Y, ...presents] = outputNames(site);
+  const result = isRankThree(attributes.outputLayout) ? Y! : e.fresh('attention');
+  e.node(
+    'MultiHeadAttention',
+    trimmed([query, key, value, '', '', bias ?? '', inputs.past_key ?? '', inputs.past_value ?? '']),
+    trimmed([result, ...presents]),
+    {
+      domain: MICROSOFT,
+      attributes: {
+        num_heads: heads,
+        ...scaleAttribute(attributes),
+        ...(attributes.isCausal ? { unidirectional: 1 } : {}),
+      },
+    },
+  );
+  return finish(site, result, sizes.output, [MICROSOFT]);
+}
+
+/** GroupQueryAttention is always causal, and writes the present keys and values that it is asked for or not. */
+function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lowered | Refusal {
+  const { attributes, facts, inputs, e } = site;
+  const { known } = facts;
+  if (!attributes.isCausal) return refuse('GroupQueryAttention is always causal, and this is not');
+  const wrong = checkCausality(site);
+  if (wrong !== undefined) return wrong;
+  if (facts.mask !== undefined) return refuse('GroupQueryAttention with a mask is not in every provider');
+  if (known?.headDimension === undefined || known.headDimension !== known.valueDimension)
+    return refuse('GroupQueryAttention needs keys and values of the same known head dimension');
+  if (known.headDimension % 8 !== 0)
+    return refuse(`GroupQueryAttention needs a head dimension divisible by 8, not ${known.headDimension}`);
+  if (facts.hasPast && facts.batch !== 1 && facts.queries !== 1)
+    return refuse('GroupQueryAttention puts several queries after a past in a batch of one only');
+  const sizes = knownSizes(site);
+  const query = sequenceFirst(site, 'Q', attributes.queryLayout, sizes.query);
+  const key = sequenceFirst(site, 'K', attributes.keyLayout, sizes.key);
+  const value = sequenceFirst(site, 'V', attributes.valueLayout, sizes.value);
+  const newKeys = e.size(key, 1, 'new_keys');
+  const keys = inputs.past_key === undefined ? newKeys : e.op('Add', [newKeys, e.size(inputs.past_key, 2)]);
+  const total = e.cast(keys, DataType.INT32, 'total_keys');
+  const last = e.op('Sub', [total, e.scalar('int32', 1)]);
+  const lengths = e.op('Expand', [last, e.sizes(query, 0, 1, 'batch')], { label: 'last_keys' });
+  const [Y, presentKey, presentValue] = outputNames(site);
+  const result = isRankThree(attributes.outputLayout) ? Y! : e.fresh('attention');
+  const past = [inputs.past_key ?? '', inputs.past_value ?? ''];
+  const sink = inputs.sink === undefined ? [] : ['', '', '', '', inputs.sink];
+  e.node(
+    'GroupQueryAttention',
+    [query, key, value, ...past, lengths, total, ...sink],
+    [result, presentKey || e.fresh('present_key'), presentValue || e.fresh('present_value')],
+    {
+      domain: MICROSOFT,
+      attributes: {
+        num_heads: queryHeads,
+        kv_num_heads: keyHeads,
+        ...scaleAttribute(attributes),
+        ...(attributes.softcap > 0 ? { softcap: { float: attributes.softcap } } : {}),
+        // Counts the query's own key too.
+        ...(attributes.leftWindow >= 0 ? { local_window_size: attributes.leftWindow + 1 } : {}),
+      },
+    },
+  );
+  return finish(site, result, sizes.output, [MICROSOFT]);
+}
+
+/** The standard's `Attention`, where the model's opset has it and means the same. */
+export function lowerToOnnx(node: NodeProto, facts: LoweringFacts): Lowered | Refusal {
+  const site = readSite(node, facts);
+  const { attributes, inputs, e } = site;
+  const { mask } = facts;
+  const wrong = checkLayouts(site);
+  if (wrong !== undefined) return wrong;
+  if (facts.opset < 23) return refuse(`opset ${facts.opset} has no Attention; 23 has`);
+  if (facts.hasLengths && facts.opset < 24) return refuse('nonpad_kv_seqlen is in Attention since opset 24');
+  const hasWindow = attributes.leftWindow >= 0 || attributes.rightWindow >= 0;
+  if (hasWindow && facts.opset < 25) return refuse('windows are in Attention since opset 25');
+  if (facts.hasSink) return refuse('Attention has no sink');
+  if (attributes.maskPeriod > 1) return refuse('Attention has no attn_mask_period');
+  if (mask?.mayBeShorter) return refuse('what a mask shorter than the keys means differs from runtime to runtime');
+  if (attributes.scale < 0) return refuse('ONNX Runtime’s Attention takes no negative scale');
+  if (attributes.isCausal && facts.hasPast && facts.isSelfAttention !== true)
+    return refuse('causality after a past where queries and new keys may not be as many: runtimes differ in it');
+  if (attributes.alignEnd && (attributes.isCausal || hasWindow) && facts.isSelfAttention !== true)
+    return refuse('Attention does not align queries with the end of the keys');
+  const takesOut = attributes.isCausal || hasWindow || facts.hasLengths || mask !== undefined;
+  const rowsMayBeEmpty =
+    facts.hasLengths ||
+    hasWindow ||
+    (attributes.isCausal && mask !== undefined) ||
+    mask?.mayEmptyRows === true ||
+    mask?.mayBeShorter === true;
+  if (attributes.maskedValue !== Number.NEGATIVE_INFINITY && takesOut && rowsMayBeEmpty)
+    return refuse('a finite masked_value gives rows without keys the mean of all values, Attention gives zeros');
+
+  const sizes = knownSizes(site);
+  const layouts = [attributes.queryLayout, attributes.keyLayout, attributes.valueLayout, attributes.outputLayout];
+  const isMerged = layouts.every((l) => isRankThree(l)) && site.queryHeads !== undefined && site.keyHeads !== undefined;
+  const read = (name: 'Q' | 'K' | 'V', layout: string, known: KnownSizes) =>
+    isMerged
+      ? inputs[name]
+      : fromLayout(e, inputs[name], parseLayout(layout), HEADS_FIRST, known, noDimension, name.toLowerCase());
+  const query = read('Q', attributes.queryLayout, sizes.query);
+  const key = read('K', attributes.keyLayout, sizes.key);
+  const value = read('V', attributes.valueLayout, sizes.value);
+  const [Y, ...presents] = outputNames(site);
+  const isDirect = isMerged || attributes.outputLayout === 'BHSD';
+  const result = isDirect ? Y! : e.fresh('attention');
+  const sequenceAxis = isMerged ? 1 : 2;
+  const attnMask = fullMask(site, inputs.attn_mask, 2, { name: query, sequenceAxis }, { name: key, sequenceAxis });
+  const rest = [attnMask, inputs.past_key, inputs.past_value, inputs.nonpad_kv_seqlen];
+  e.node('Attention', trimmed([query, key, value, ...rest.map((name) => name ?? '')]), trimmed([result, ...presents]), {
+    attributes: {
+      ...scaleAttribute(attributes),
+      ...(attributes.isCausal ? { is_causal: 1 } : {}),
+      ...(isMerged ? { q_num_heads: site.queryHeads!, kv_num_heads: site.keyHeads! } : {}),
+      ...(attributes.softcap > 0 ? { softcap: { float: attributes.softcap } } : {}),
+      ...(attributes.softmaxPrecision > 0 ? { softmax_precision: attributes.softmaxPrecision } : {}),
+      ...(attributes.leftWindow >= 0 ? { left_window_size: attributes.leftWindow } : {}),
+      ...(attributes.rightWindow >= 0 ? { right_window_size: attributes.rightWindow } : {}),
+    },
+  });
+  if (isDirect) return { nodes: e.nodes, domains: [] };
+  return renameLast(site, toLayout(e, result, parseLayout(attributes.outputLayout), sizes.output), []);
+}
+
+function scaleAttribute({ scale }: FlashAttentionAttributes): Record<string, AttributeValue> {
+  return scale === 0 ? {} : { scale: { float: scale } };
+}
+
+const isRankThree = (layout: string): boolean => layout === 'BS(HD)';
+
+/** Whether the layout's axes stand batch, sequence, heads, dimension, so that no transpose is needed for rank 3. */
+function startsWithSequence(layout: string): boolean {
+  const axes = parseLayout(layout).flatMap((d) => d.factors.filter((f) => typeof f === 'string'));
+  return axes.join('') === 'BSHD';
+}
+
+/** (batch, sequence, heads · dimension). */
+function sequenceFirst(site: Site, name: 'Q' | 'K' | 'V', layout: string, known: KnownSizes): string {
+  const { e, inputs } = site;
+  const value = inputs[name];
+  if (isRankThree(layout)) return value;
+  const label = name.toLowerCase();
+  const split = fromLayout(e, value, parseLayout(layout), SEQUENCE_FIRST, known, noDimension, label);
+  return toLayout(e, split, parseLayout('BS(HD)'), known, SEQUENCE_FIRST);
+}
+
+/** Slices are read with known sizes only; see {@link checkLayouts}. */
+const noDimension = (): never => {
+  throw new OrtFlashError('invalid-argument', 'the head dimension of a slice is not known');
+};
+
+function checkLayouts({ attributes, facts: { known } }: Site): Refusal | undefined {
+  const isOpen = (layout: string, dimension: number | undefined) => layout.includes('@') && dimension === undefined;
+  const { queryLayout, keyLayout, valueLayout } = attributes;
+  const open = [queryLayout, keyLayout].some((l) => isOpen(l, known?.headDimension));
+  if (!open && !isOpen(valueLayout, known?.valueDimension)) return undefined;
+  return refuse('the head dimension of a sliced input is not known');
+}
+
+function knownSizes({ facts, queryHeads, keyHeads }: Site) {
+  const sizes = (heads: number | undefined, dimension: number | undefined): KnownSizes => ({
+    ...(heads === undefined ? {} : { H: heads }),
+    ...(dimension === undefined ? {} : { D: dimension }),
+  });
+  return {
+    query: sizes(queryHeads, facts.known?.headDimension),
+    key: sizes(keyHeads, facts.known?.headDimension),
+    value: sizes(keyHeads, facts.known?.valueDimension),
+    output: sizes(queryHeads, facts.known?.valueDimension),
+  };
+}
+
+function checkBias({ attributes, facts: { mask } }: Site): Refusal | undefined {
+  if (mask === undefined) return undefined;
+  if (attributes.maskPeriod > 1) return refuse('attn_mask_period has no equal in MultiHeadAttention');
+  if (mask.mayBeShorter) return refuse('a mask that may be shorter than the keys has no equal in MultiHeadAttention');
+  if (attributes.isCausal)
+    return refuse('a mask and causality together may leave rows no key: operators differ in those');
+  if (mask.mayEmptyRows) return refuse('MultiHeadAttention gives NaN for rows that the mask leaves no key');
+  return undefined;
+}
+
+interface Sequence {
+  readonly name: string;
+  readonly sequenceAxis: number;
+}
+
+/** The mask as MultiHeadAttention takes it: added, and of rank 4. */
+function attentionBias(site: Site, query: Sequence, key: Sequence): string | undefined {
+  const { facts, inputs, e } = site;
+  if (facts.mask?.kind !== 'boolean' || inputs.attn_mask === undefined) {
+    return fullMask(site, inputs.attn_mask, 4, query, key);
+  }
+  const type = floatTypeName(facts.elementType);
+  const choices = [e.scalar(type, 0), e.scalar(type, Number.NEGATIVE_INFINITY)];
+  const bias = e.op('Where', [inputs.attn_mask, ...choices], { label: 'bias' });
+  return fullMask(site, bias, 4, query, key);
+}
+
+/** The mask with this rank at least, and with every query and key: ONNX Runtime broadcasts batch and heads only. */
+function fullMask(
+  { facts, inputs, e }: Site,
+  mask: string | undefined,
+  rank: 2 | 4,
+  query: Sequence,
+  key: Sequence,
+): string | undefined {
+  if (mask === undefined || facts.mask === undefined) return undefined;
+  const missing = Array.from({ length: Math.max(0, rank - facts.mask.rank) }, (_, i) => i);
+  const ranked = missing.length > 0 ? e.unsqueeze(mask, missing, 'mask_axes') : mask;
+  const sizeOf = ({ name, sequenceAxis }: Sequence, label: string) =>
+    e.sizes(name, sequenceAxis, sequenceAxis + 1, label);
+  let keys = sizeOf(key, 'keys');
+  if (inputs.past_key !== undefined) keys = e.op('Add', [keys, e.sizes(inputs.past_key, 2, 3)]);
+  return e.op('Expand', [ranked, e.concat([sizeOf(query, 'queries'), keys], 0)], { label: 'full_mask' });
+}
+
+function outputNames({ node }: Site): string[] {
+  return [node.output[0] ?? '', node.output[1] ?? '', node.output[2] ?? ''];
+}
+
+function trimmed(names: readonly string[]): string[] {
+  return names.slice(0, names.findLastIndex((name) => name !== '') + 1);
+}
+
+/** Brings a result (B, S, H·D) into the output's layout, under the output's name. */
+function finish(site: Site, result: string, known: KnownSizes, domains: readonly string[]): Lowered {
+  const { e, attributes } = site;
+  if (isRankThree(attributes.outputLayout)) return { nodes: e.nodes, domains };
+  const split = fromLayout(e, result, parseLayout('BS(HD)'), SEQUENCE_FIRST, known, noDimension, 'output');
+  return renameLast(site, toLayout(e, split, parseLayout(attributes.outputLayout), known, SEQUENCE_FIRST), domains);
+}
+
+function renameLast({ e, node }: Site, value: string, domains: readonly string[]): Lowered {
+  const last = e.nodes.find((n) => n.output[0] === value)!;
+  last.output[0] = node.output[0] ?? '';
+  return { nodes: e.nodes, domains };
+}
