@@ -7,8 +7,15 @@
 import { readFileSync } from 'node:fs';
 import test from 'ava';
 import type * as ort from 'onnxruntime-node';
-import { bundledModels, type ModelExample, readTestData, type TestTensor, wholeCorpus } from '../../models/corpus.js';
-import { Model } from '../graph/graph.js';
+import {
+  bundledModels,
+  type ModelExample,
+  readTestData,
+  standardAttentionCases,
+  type TestTensor,
+  wholeCorpus,
+} from '../../models/corpus.js';
+import { Model, type Value } from '../graph/graph.js';
 import { decodeModel } from '../onnx/codec.js';
 import { Inference, type ValueFacts } from './inference.js';
 import { contradictions, openWithAllOutputs, run } from './testing/agreement.js';
@@ -71,6 +78,11 @@ function stretched(tensor: TestTensor, dims: readonly number[]): TestTensor {
   return { ...tensor, dims, data };
 }
 
+function computedValues(model: Model): Value[] {
+  const nodes = model.graph.nodes.filter((node) => !node.is('Constant'));
+  return nodes.flatMap((node) => node.outputs.filter((v) => v !== undefined));
+}
+
 /** What runs of one model contradict, and how many runs at sizes other than the recorded ones the model admitted. */
 async function checkExample(
   example: ModelExample,
@@ -79,9 +91,7 @@ async function checkExample(
   const bytes = readFileSync(example.modelFile);
   const model = new Model(decodeModel(bytes));
   const inference = new Inference(model);
-  const values = model.graph.nodes
-    .filter((node) => !node.is('Constant'))
-    .flatMap((node) => node.outputs.filter((v) => v !== undefined));
+  const values = computedValues(model);
   for (const value of values) count(coverage, inference.of(value));
   if (example.unrunnableOnCpu) return { wrong: [], otherSizes: 0 };
   const { inputs } = readTestData(example.dataFolder);
@@ -141,4 +151,31 @@ test('inferred facts agree with what ONNX Runtime computes', async (t) => {
   t.is(coverage.ranked, coverage.values);
   t.true(coverage.expressed >= 0.99 * coverage.values);
   t.true(otherSizes >= models);
+});
+
+test("inferred facts agree with what ONNX Runtime computes of the standard's Attention cases", async (t) => {
+  const cases = standardAttentionCases();
+  if (!cases) return t.pass('the corpus is not here');
+  let ran = 0;
+  for (const { name, modelFile, expandedFile, dataFolder } of cases)
+    for (const file of [modelFile, expandedFile].filter((f) => f !== undefined)) {
+      const bytes = readFileSync(file);
+      const model = new Model(decodeModel(bytes));
+      const inference = new Inference(model);
+      const values = computedValues(model);
+      t.true(
+        values.every((value) => inference.of(value).type !== undefined && inference.of(value).shape !== undefined),
+      );
+      const { inputs } = readTestData(dataFolder);
+      // Opset 25 and bfloat16 are not in ONNX Runtime's CPU provider.
+      const session = await openWithAllOutputs(bytes, values).catch(() => undefined);
+      const results = session && (await run(session, inputs).catch(() => undefined));
+      await session?.release();
+      if (!results) continue;
+      ran++;
+      const wrong = values.flatMap((value) => contradictions(inference.of(value), results[value.name]!, new Map()));
+      t.deepEqual(wrong, [], name);
+    }
+  t.log(`${ran} models ran`);
+  return t.true(ran >= 100);
 });
