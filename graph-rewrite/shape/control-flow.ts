@@ -61,19 +61,23 @@ function commonShape(a: Derived['shape'], b: Derived['shape']): (Expression | un
 }
 
 const COUNTER: Derived = { type: DataType.INT64, shape: [] };
-const CONDITION: Derived = { type: DataType.BOOL, shape: [] };
+/** A body runs only where the condition holds. */
+const CONDITION: Derived = { type: DataType.BOOL, shape: [], uniform: 1 };
 
 function inferLoop(call: Call, infer: InferSubgraph): Outputs | undefined {
   const body = subgraph(call.node, 'body');
   if (!body) return undefined;
-  const initial = call.inputs.slice(2);
-  const { carried, outputs } = steady(initial, (states) => infer(body, [COUNTER, CONDITION, ...states]).slice(1));
+  const { carried, outputs } = steady(
+    call.inputs.slice(2),
+    (states) => infer(body, [COUNTER, CONDITION, ...states]),
+    1,
+  );
   const trips = call.elements(0)?.[0];
-  // A condition may end the loop early; without one (or with one that is always true) the trip count is the length.
-  const everyTrip = !call.has(1) && trips !== undefined && trips.range.lower >= 0;
-  const length = everyTrip ? trips : undefined;
+  // The trip count is the length, unless a condition may end the loop early.
+  const endless = !call.has(1) || (call.input(1).uniform === 1 && outputs[0]?.uniform === 1);
+  const length = endless && trips !== undefined && trips.range.lower >= 0 ? trips : undefined;
   const scanned = outputs
-    .slice(carried.length)
+    .slice(1 + carried.length)
     .map(({ type, shape }) => ({ type, shape: shape && [length, ...shape] }));
   return [...carried, ...scanned];
 }
@@ -91,9 +95,8 @@ function inferScan(call: Call, infer: InferSubgraph): Outputs | undefined {
     length ??= facts!.shape![axis];
     return { type: facts!.type, shape: facts!.shape!.filter((_, a) => a !== axis) };
   });
-  const { carried, outputs } = steady(call.inputs.slice(0, stateCount), (states) =>
-    infer(body, [...states, ...slices]),
-  );
+  const states = call.inputs.slice(0, stateCount);
+  const { carried, outputs } = steady(states, (current) => infer(body, [...current, ...slices]), 0);
   const outputAxes = call.ints('scan_output_axes');
   const scanned = outputs.slice(stateCount).map(({ type, shape }, i) => {
     const at = shape && normalAxis(outputAxes?.[i] ?? 0, shape.length + 1);
@@ -105,15 +108,17 @@ function inferScan(call: Call, infer: InferSubgraph): Outputs | undefined {
 /**
  * Facts of carried values that hold in every round: those of the initial values, weakened until a round keeps them.
  * Sizes that change from round to round end up unknown.
+ * @param first where the carried values begin among a round's outputs
  */
 function steady(
   initial: readonly (ValueFacts | undefined)[],
   round: (states: readonly Derived[]) => readonly ValueFacts[],
+  first: number,
 ): { carried: Derived[]; outputs: readonly ValueFacts[] } {
   let carried = initial.map((facts): Derived => ({ type: facts?.type, shape: facts?.shape }));
   for (let attempt = 0; attempt < 3; attempt++) {
     const outputs = round(carried);
-    const next = carried.map(({ type, shape }, i) => ({ type, shape: commonShape(shape, outputs[i]?.shape) }));
+    const next = carried.map(({ type, shape }, i) => ({ type, shape: commonShape(shape, outputs[first + i]?.shape) }));
     const same = next.every((n, i) => n.shape === carried[i]!.shape || keepsAll(carried[i]!.shape, n.shape));
     carried = next;
     if (same) return { carried, outputs };

@@ -312,7 +312,19 @@ test('a loop keeps the sizes that every round keeps', (t) => {
   });
   t.deepEqual(shapeOf(of('last')), ['batch', '4']);
   t.deepEqual(shapeOf(of('all')), ['?all:0', '4']);
+  t.deepEqual(elementsOf(of('trips')), ['?trips[0]']);
+  // A negative trip count runs as none, so the count itself is not the size.
   t.deepEqual(shapeOf(of('steps')), ['?steps:0', 'batch', '4']);
+  const counted = infer({
+    inputs: { x: ['float32', ['batch', 4]] },
+    constants: [makeTensor('yes', 'bool', [], [1])],
+    nodes: [
+      node('Size', ['x'], ['trips']),
+      node('Loop', ['trips', 'yes', 'x', 'x'], ['last', 'all', 'steps'], { body }),
+    ],
+    outputs: ['last', 'all', 'steps'],
+  });
+  t.deepEqual(shapeOf(counted('steps')), ['4·batch', 'batch', '4']);
 });
 
 test('a scan takes slices of its inputs and stacks its outputs', (t) => {
@@ -335,6 +347,51 @@ test('a scan takes slices of its inputs and stacks its outputs', (t) => {
   });
   t.deepEqual(shapeOf(of('last')), ['batch', '4']);
   t.deepEqual(shapeOf(of('steps')), ['batch', 'seq', '4']);
+});
+
+test('FlashAttention’s shapes follow from its layouts', (t) => {
+  const flash = (
+    inputs: NonNullable<GraphText['inputs']>,
+    names: string[],
+    attributes: NonNullable<NodeText['attributes']>,
+    outputs = ['y'],
+  ) =>
+    infer({
+      inputs,
+      nodes: [{ op: 'FlashAttention', domain: 'ortflash', inputs: names, outputs, attributes }],
+      outputs,
+    });
+  const packed = flash({ qkv: ['float16', ['batch', 'seq', 2304]] }, ['qkv', 'qkv', 'qkv'], {
+    q_num_heads: 12,
+    kv_num_heads: 12,
+    q_layout: 'BS([0/3]HD)',
+    k_layout: 'BS([1/3]HD)',
+    v_layout: 'BS([2/3]HD)',
+    y_layout: 'BS(HD)',
+  });
+  t.deepEqual(shapeOf(packed('y')), ['batch', 'seq', '768']);
+  t.is(packed('y').type, 10);
+  const sliced = flash(
+    { q: ['float32', ['batch', 'seq', 8, 64]], kv: ['float32', ['batch', 'keys', 8, 96]] },
+    ['q', 'kv', 'kv'],
+    { q_layout: 'BSHD', k_layout: 'BSH(D@0/96)', v_layout: 'BSH(D@32/96)', y_layout: 'BHSD' },
+  );
+  t.deepEqual(shapeOf(sliced('y')), ['batch', '8', 'seq', '64']);
+  const cached = flash(
+    {
+      q: ['float32', ['batch', 'seq', 8, 64]],
+      k: ['float32', ['batch', 2, 64, 'seq']],
+      v: ['float32', ['batch', 'seq', 64]],
+      pk: ['float32', ['batch', 2, 'past', 64]],
+      pv: ['float32', ['batch', 2, 'past', 32]],
+    },
+    ['q', 'k', 'v', '', 'pk', 'pv'],
+    { kv_num_heads: 2, q_layout: 'BSHD', k_layout: 'BHDS', v_layout: 'BS(HD)', y_layout: 'BS(HD)' },
+    ['y', 'presentKey', 'presentValue'],
+  );
+  t.deepEqual(shapeOf(cached('y')), ['batch', 'seq', '256']);
+  t.deepEqual(shapeOf(cached('presentKey')), ['batch', '2', 'past + seq', '64']);
+  t.deepEqual(shapeOf(cached('presentValue')), ['batch', '2', 'past + seq', '32']);
 });
 
 test('calls of model-local functions are followed, attributes included', (t) => {

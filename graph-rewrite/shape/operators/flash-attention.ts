@@ -1,5 +1,5 @@
 /** The shapes of `ortflash::FlashAttention`, through its layouts. */
-import { type Axis, isMerged, type Layout, parseLayout } from '../../op/layout.js';
+import { type Axis, type Layout, parseLayout } from '../../op/layout.js';
 import { Expression, product } from '../expression.js';
 import type { Rule, RuleTable } from './call.js';
 import { sum } from './call.js';
@@ -39,9 +39,14 @@ const flashAttentionRule: Rule = (call) => {
   const queryHeads = countAttribute(call, 'q_num_heads');
   const keyHeads = countAttribute(call, 'kv_num_heads');
   const query = readSizes(queryLayout, call.shape(0), { H: queryHeads });
-  const key = readSizes(keyLayout, call.shape(1), { H: keyHeads, D: isMerged(keyLayout, 'D') ? query.D : undefined });
-  const value = readSizes(valueLayout, call.shape(2), { H: keyHeads ?? key.H });
-  const sizes: Sizes = { B: query.B, H: query.H, S: query.S, D: value.D };
+  const key = readSizes(keyLayout, call.shape(1), { H: keyHeads });
+  const value = readSizes(valueLayout, call.shape(2), { H: keyHeads });
+  // A sliced dimension tells nothing of the head dimension; another tensor does.
+  const headSize = query.D ?? key.D ?? call.size(4, 3) ?? value.D;
+  const valueSize = value.D ?? call.size(5, 3) ?? headSize;
+  const heads = keyHeads ?? key.H ?? value.H;
+  const keys = key.S ?? value.S;
+  const sizes: Sizes = { B: query.B ?? key.B, H: query.H, S: query.S, D: valueSize };
   const output = outputLayout.map(({ factors, slice }) =>
     slice
       ? undefined
@@ -50,11 +55,11 @@ const flashAttentionRule: Rule = (call) => {
           Expression.constant(1),
         ),
   );
-  const present = (input: number, part: Sizes) => ({
+  const present = (input: number, size: Size) => ({
     type: call.type(input) ?? call.type(input - 3),
-    shape: [query.B, part.H, sum([call.size(input, 2), part.S]), part.D],
+    shape: [sizes.B, heads, sum([call.size(input, 2), keys]), size],
   });
-  return [{ type: call.type(), shape: output }, present(4, key), present(5, value)];
+  return [{ type: call.type(), shape: output }, present(4, headSize), present(5, valueSize)];
 };
 
 function multiply(a: Size, b: Size): Size {
