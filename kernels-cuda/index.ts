@@ -18,3 +18,5 @@ export type { RefusedProvider, SessionExplanation, SessionPlace } from './node-d
 export type { CudaProvider } from './node-options.js';
 export { InferenceSession } from './node-session.js';
 export { createTensor, type ExtendedTensorType } from './node-tensor.js';
+export { type ExportTritonOptions, type ExportTritonResult, exportTriton } from './node-triton.js';
+export type { TritonConfig, TritonTensor } from './node-triton-schema.js';
