@@ -1,16 +1,19 @@
 import type { FunctionTable } from './functions.js';
 import { NodeList } from './graph/builder.js';
-import type { Graph, Node } from './graph/graph.js';
+import type { Graph, Node, Value } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
-import type { NodeProto } from './onnx/proto.js';
+import { DataType, type NodeProto } from './onnx/proto.js';
 import type { FunctionVariant } from './op/body.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './op/definition.js';
 import { formatLayout, isMerged, parseLayout } from './op/layout.js';
 import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './op/node.js';
+import type { FusedSite } from './op/site.js';
 import { readCache } from './recognise/cache.js';
 import { type EmittedMask, emitMask } from './recognise/emit.js';
+import type { OperatorSite } from './recognise/operator.js';
 import { refuse } from './recognise/refusal.js';
 import type { Site } from './recognise/site.js';
+import { Expression } from './shape/expression.js';
 import type { Inference } from './shape/inference.js';
 
 /** A site after it was replaced. */
@@ -43,7 +46,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
     opset: graph.model.opset(),
     ...(mask ? { mask: maskVariant(mask) } : {}),
     ...(sink === undefined ? {} : { hasSink: true }),
-    known: knownSizes(site),
+    known: knownSizes({ ...site, queryHeads: site.sizes.H }),
   };
   const call: FlashAttentionNode = {
     attributes,
@@ -68,6 +71,71 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
 function maskVariant(mask: EmittedMask): NonNullable<FunctionVariant['mask']> {
   const mayEmptyRows = mask.kind === 'additive' || mask.maskedValue === Number.NEGATIVE_INFINITY;
   return { kind: mask.kind, rank: mask.rank, mayBeShorter: false, mayEmptyRows };
+}
+
+/** Puts one `FlashAttention` node in the place of another attention operator. */
+export function applyOperator(site: OperatorSite, functions: FunctionTable, inference: Inference): AppliedSite {
+  const { node, read, attributes } = site;
+  const { graph } = node;
+  const maskName = read.inputs.attn_mask;
+  const mask = maskName === undefined ? undefined : operatorMask(graph.value(maskName)!, attributes, inference);
+  const variant: FunctionVariant = {
+    attributes,
+    elementType: site.type,
+    opset: graph.model.opset(),
+    ...(mask
+      ? { mask: { ...maskVariant(mask), mayBeShorter: read.maskMayBeShorter && !spansKeys(site, mask, inference) } }
+      : {}),
+    hasPast: read.inputs.past_key !== undefined,
+    hasLengths: read.inputs.nonpad_kv_seqlen !== undefined,
+    hasSink: read.inputs.sink !== undefined,
+    known: knownSizes({
+      queryHeads: site.queryHeads,
+      keyHeads: site.keyHeads,
+      headDimension: site.headDimension,
+      valueDimension: site.valueDimension,
+    }),
+  };
+  const call: FlashAttentionNode = {
+    attributes,
+    inputs: { ...read.inputs, Q: site.query.value.name, K: site.key.value.name, V: site.value.value.name },
+    outputs: { ...presentOutputs(read), Y: site.output.value.name },
+    name: site.output.value.name,
+    overload: functions.overload(variant),
+  };
+  // The operator writes straight into what its output became; the moves between go, with what computed their shapes.
+  const moves = [...site.output.absorbed].reverse();
+  const dead = [site.query, site.key, site.value].flatMap((c) => c.absorbed);
+  for (const move of moves) {
+    dead.push(...move.inputs.flatMap((v) => v?.producer ?? []));
+    graph.remove(move);
+  }
+  const nodes = replaceBy(graph, node, [...read.nodes, flashAttentionNode(call)], dead);
+  return { node: nodes.at(-1)!, attributes, mask };
+}
+
+function operatorMask(value: Value, attributes: FlashAttentionAttributes, inference: Inference): EmittedMask {
+  const { type, shape } = inference.of(value);
+  if (!shape) return refuse('the rank of the mask is not known', value);
+  const kind = type === DataType.BOOL ? 'boolean' : 'additive';
+  return { name: value.name, kind, rank: shape.length, maskedValue: attributes.maskedValue, period: 0, shape };
+}
+
+/** Whether the mask is broadcast over the keys, or as long as they are. */
+function spansKeys({ node, read }: OperatorSite, mask: EmittedMask, inference: Inference): boolean {
+  const shape = (name: string) => inference.of(node.graph.value(name)!).shape;
+  const keys = shape(read.inputs.K)?.at(read.attributes.keyLayout === 'BHSD' ? 2 : 1);
+  const past = read.inputs.past_key === undefined ? Expression.constant(0) : shape(read.inputs.past_key)?.[2];
+  const covered = mask.shape.at(-1);
+  return !covered || covered.equals(1) || (keys !== undefined && past !== undefined && covered.equals(keys.plus(past)));
+}
+
+function presentOutputs({ outputs }: FusedSite): Partial<Record<'present_key' | 'present_value', string>> {
+  const { present_key, present_value } = outputs;
+  return {
+    ...(present_key === undefined ? {} : { present_key }),
+    ...(present_value === undefined ? {} : { present_value }),
+  };
 }
 
 function replaceBy(graph: Graph, anchor: Node, protos: readonly NodeProto[], dead: Iterable<Node>): Node[] {
@@ -157,14 +225,12 @@ function siteAttributes(site: Site, mask: EmittedMask | undefined): FlashAttenti
   };
 }
 
-function knownSizes(site: Site): NonNullable<FunctionVariant['known']> {
-  const known: Record<string, number> = {};
-  const add = (name: string, size: number | undefined) => {
-    if (size !== undefined) known[name] = size;
-  };
-  add('queryHeads', site.sizes.H.value);
-  add('keyHeads', site.keyHeads.value);
-  add('headDimension', site.headDimension.value);
-  add('valueDimension', site.valueDimension.value);
-  return known;
+type KnownSizes = NonNullable<FunctionVariant['known']>;
+
+/** Those of the sizes that are the same in every run. */
+function knownSizes(sizes: Readonly<Record<keyof KnownSizes, Expression | undefined>>): KnownSizes {
+  const known = Object.entries(sizes).flatMap(([name, size]) =>
+    size?.value === undefined ? [] : [[name, size.value]],
+  );
+  return Object.fromEntries(known);
 }

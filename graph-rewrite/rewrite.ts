@@ -1,10 +1,11 @@
-import { applySite } from './apply.js';
+import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
 import { type Graph, Model } from './graph/graph.js';
 import type { ModelProto } from './onnx/proto.js';
-import { describeSite } from './recognise/describe.js';
-import type { SoftmaxForm } from './recognise/probabilities.js';
-import { examine, softmaxes } from './recognise/recognise.js';
+import { validateModel } from './onnx/validate.js';
+import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
+import { readOperator } from './recognise/operator.js';
+import { examine, type Place, places } from './recognise/recognise.js';
 import { RefusalSignal } from './recognise/refusal.js';
 import type { RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
@@ -21,14 +22,15 @@ export interface RewriteOptions {
  * @throws OrtFlashError `malformed-model` where the graph breaks a rule of the standard.
  */
 export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
+  validateModel(proto);
   const model = new Model(proto);
   const before = countOperators(model);
   const inference = new Inference(model);
   const functions = new FunctionTable();
-  const found = [...model.graphs()].flatMap((graph) => [...softmaxes(graph, inference)]);
+  const found = [...model.graphs()].flatMap((graph) => [...places(graph, inference)]);
   const sites: SiteReport[] = [];
-  for (const softmax of found) {
-    sites.push(rewriteSite(softmax, sites.length, functions, inference));
+  for (const place of found) {
+    sites.push(rewriteSite(place, sites.length, functions, inference));
     options.onProgress?.(sites.length, found.length);
   }
   if (sites.some((site) => site.fused)) {
@@ -38,16 +40,31 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
   return summarise(sites, before, countOperators(model));
 }
 
-function rewriteSite(softmax: SoftmaxForm, index: number, functions: FunctionTable, inference: Inference): SiteReport {
-  const place = { index, node: softmax.anchor.label, output: softmax.output.name };
+function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {
+  const anchor = 'softmax' in place ? place.softmax.anchor : place.operator;
+  const at = { index, node: anchor.label, output: anchor.outputs[0]?.name ?? '' };
   try {
-    const site = examine(softmax, inference);
+    if ('operator' in place) {
+      const site = readOperator(place.operator, inference);
+      const { attributes, mask, node } = applyOperator(site, functions, inference);
+      return {
+        ...at,
+        output: node.proto.output[0]!,
+        fused: true,
+        ...describeOperator(site, attributes, mask, inference),
+      };
+    }
+    const site = examine(place.softmax, inference);
     const { attributes, mask, node } = applySite(site, functions, inference);
-    return { ...place, output: node.proto.output[0]!, fused: true, ...describeSite(site, attributes, mask) };
+    return { ...at, output: node.proto.output[0]!, fused: true, ...describeSite(site, attributes, mask) };
   } catch (signal) {
     if (!(signal instanceof RefusalSignal)) throw signal;
-    return { ...place, fused: false, form: softmax.nodes.map((n) => n.opType).join(' '), refusal: signal.refusal };
+    return { ...at, fused: false, form: formOf(place), refusal: signal.refusal };
   }
+}
+
+function formOf(place: Place): string {
+  return 'softmax' in place ? place.softmax.nodes.map((n) => n.opType).join(' ') : operatorName(place.operator);
 }
 
 function countOperators(model: Model): Map<string, number> {

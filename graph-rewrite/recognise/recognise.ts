@@ -1,14 +1,19 @@
-import type { Graph } from '../graph/graph.js';
+import type { Graph, Node } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
+import { isAttentionOperator } from './operator.js';
 import { readSoftmax, type SoftmaxForm } from './probabilities.js';
 import { refuse } from './refusal.js';
 import { matchSite, type Site } from './site.js';
 
-/** Every softmax of a graph, in order. */
-export function* softmaxes(graph: Graph, inference: Inference): Generator<SoftmaxForm> {
+/** Where attention may be: around a softmax, or in an operator that computes it as one. */
+export type Place = { readonly softmax: SoftmaxForm } | { readonly operator: Node };
+
+/** Every place of a graph, in order. */
+export function* places(graph: Graph, inference: Inference): Generator<Place> {
   for (const node of graph.nodes) {
     const softmax = readSoftmax(node, inference);
-    if (softmax) yield softmax;
+    if (softmax) yield { softmax };
+    else if (isAttentionOperator(node)) yield { operator: node };
   }
 }
 
