@@ -1,16 +1,21 @@
 import Long from 'long';
-import { type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
+import { OrtFlashError } from './errors.js';
+import { type FunctionProto, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
 import { type FunctionVariant, functionFor, overloadName, requiredIrVersion } from './op/body.js';
 import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP, FLASH_ATTENTION_VERSION } from './op/definition.js';
+import { refuse } from './recognise/refusal.js';
 
 /** The function bodies that a model's `FlashAttention` nodes fall back on: one for each variant in use. */
 export class FunctionTable {
-  readonly #uses = new Map<string, { variant: FunctionVariant; count: number }>();
+  readonly #uses = new Map<string, { body: FunctionProto; count: number }>();
 
-  /** Names the variant's function and counts one more node that calls it. */
+  /**
+   * Names the variant's function and counts one more node that calls it. Throws a refusal where the model's opset
+   * cannot say what the variant computes.
+   */
   overload(variant: FunctionVariant): string {
     const name = overloadName(variant);
-    const entry = this.#uses.get(name) ?? { variant, count: 0 };
+    const entry = this.#uses.get(name) ?? { body: bodyOf(variant), count: 0 };
     entry.count++;
     this.#uses.set(name, entry);
     return name;
@@ -29,12 +34,21 @@ export class FunctionTable {
     const isOurs = (f: { domain?: string | null; name?: string | null }) =>
       f.domain === FLASH_ATTENTION_DOMAIN && f.name === FLASH_ATTENTION_OP;
     const present = new Set(model.functions.filter(isOurs).map((f) => f.overload ?? ''));
-    for (const [overload, { variant }] of used) if (!present.has(overload)) model.functions.push(functionFor(variant));
+    for (const [overload, { body }] of used) if (!present.has(overload)) model.functions.push(body);
     if (!model.opset_import.some((o) => o.domain === FLASH_ATTENTION_DOMAIN))
       model.opset_import.push(
         new OperatorSetIdProto({ domain: FLASH_ATTENTION_DOMAIN, version: Long.fromNumber(FLASH_ATTENTION_VERSION) }),
       );
     if ((model.ir_version?.toNumber() ?? 0) < requiredIrVersion())
       model.ir_version = Long.fromNumber(requiredIrVersion());
+  }
+}
+
+function bodyOf(variant: FunctionVariant): FunctionProto {
+  try {
+    return functionFor(variant);
+  } catch (error) {
+    if (error instanceof OrtFlashError && error.code === 'unsupported') refuse(error.message);
+    throw error;
   }
 }

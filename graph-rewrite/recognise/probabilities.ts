@@ -20,39 +20,57 @@ export interface SoftmaxForm {
 }
 
 /**
- * Reads a softmax that starts at this node: Softmax itself (before opset 13 it flattens its input to 2-D at `axis`),
- * or Div(Exp(x), ReduceSum(Exp(x))).
+ * Reads a softmax that ends at this node: Softmax itself (before opset 13 it flattens its input to 2-D at `axis`), or
+ * exp(x) over its sum, as Div or as Mul by the sum's Reciprocal.
  */
 export function readSoftmax(node: Node, inference: Inference): SoftmaxForm | undefined {
+  if (node.is('Softmax')) return readOperator(node, inference);
+  const [exponential, divisor] = node.inputs;
+  if (!exponential || !divisor) return undefined;
+  if (node.is('Div')) return readQuotient(node, exponential, divisor, [], inference);
+  if (!node.is('Mul')) return undefined;
+  const [e, reciprocal] = divisor.producer?.is('Reciprocal') ? [exponential, divisor] : [divisor, exponential];
+  const sum = reciprocal.producer?.is('Reciprocal') ? reciprocal.producer.inputs[0] : undefined;
+  return sum && readQuotient(node, e, sum, [reciprocal.producer!], inference);
+}
+
+function readOperator(node: Node, inference: Inference): SoftmaxForm | undefined {
   const [input] = node.inputs;
   const [output] = node.outputs;
-  if (!input || !output) return undefined;
-  const rank = inference.of(input).shape?.length;
-  if (node.is('Softmax')) {
-    if (rank === undefined) return undefined;
-    const flattens = node.graph.model.opset() < 13;
-    const stated = node.int('axis') ?? (flattens ? 1 : -1);
-    const axis = stated < 0 ? stated + rank : stated;
-    if (
-      flattens &&
-      !inference
-        .of(input)
-        .shape!.slice(axis + 1)
-        .every((d) => d.equals(1))
-    )
-      return undefined;
-    return { input, output, axis, nodes: [node], anchor: node };
-  }
-  if (!node.is('Div') || !input.producer?.is('Exp')) return undefined;
-  const sum = node.inputs[1]?.producer;
-  const exponent = input.producer.inputs[0];
-  if (!sum?.is('ReduceSum') || sum.inputs[0] !== input || sum.int('keepdims') === 0 || !exponent) return undefined;
+  const shape = input && inference.of(input).shape;
+  if (!shape || !output) return undefined;
+  const flattens = node.graph.model.opset() < 13;
+  const stated = node.int('axis') ?? (flattens ? 1 : -1);
+  const axis = stated < 0 ? stated + shape.length : stated;
+  if (axis < 0 || axis >= shape.length) return undefined;
+  if (flattens && shape.slice(axis + 1).some((size) => !size.equals(1))) return undefined;
+  return { input, output, axis, nodes: [node], anchor: node };
+}
+
+/** exp(x) / Σ exp(x), the sum kept as a dimension of size 1 by whatever means. */
+function readQuotient(
+  node: Node,
+  exponential: Value,
+  divisor: Value,
+  between: readonly Node[],
+  inference: Inference,
+): SoftmaxForm | undefined {
+  const widen = divisor.producer?.is('Unsqueeze', 'Reshape') ? divisor.producer : undefined;
+  const sum = (widen?.inputs[0] ?? divisor).producer;
+  const input = exponential.producer?.is('Exp') ? exponential.producer.inputs[0] : undefined;
+  const shape = input && inference.of(input).shape;
+  const [output] = node.outputs;
+  if (!sum?.is('ReduceSum') || sum.inputs[0] !== exponential || !shape || !output) return undefined;
   const axes = sum.ints('axes') ?? (sum.inputs[1] && inference.of(sum.inputs[1]).elements?.map((e) => e.value));
-  if (rank === undefined || axes?.length !== 1 || axes[0] === undefined) return undefined;
-  const outside = input.uses.some((u) => u.node !== node && u.node !== sum) || input.isOutput;
-  if (outside) return undefined;
-  const axis = axes[0] < 0 ? axes[0] + rank : axes[0];
-  return { input: exponent, output, axis, nodes: [input.producer, sum, node], anchor: node };
+  const stated = axes?.length === 1 ? axes[0] : undefined;
+  if (stated === undefined || exponential.isOutput) return undefined;
+  const axis = stated < 0 ? stated + shape.length : stated;
+  const sums = inference.of(divisor).shape;
+  const keepsRow = sums?.length === shape.length && sums.every((size, i) => size.equals(i === axis ? 1 : shape[i]!));
+  const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum);
+  if (!keepsRow || elsewhere) return undefined;
+  const nodes = [exponential.producer!, sum, ...(widen ? [widen] : []), ...between, node];
+  return { input, output, axis, nodes, anchor: node };
 }
 
 /** The probabilities from the softmax to the product with the values. */

@@ -61,7 +61,8 @@ export function traceScores(input: Value, inference: Inference): ScoreTrace {
   const [first, ...rest] = path.nodes;
   const product = readContraction(first!, inference)!;
   const shape = inference.of(product.output).shape;
-  if (!shape) return refuse('the rank of the scores is not known', product.output);
+  if (shape?.length !== product.outputLabels.length)
+    return refuse('the rank of the scores is not known', product.output);
   let view = identityView(shape);
   const base = view.dimensions;
   const steps: ScoreStep[] = product.factor === 1 ? [] : [{ kind: 'scale', factor: product.factor }];

@@ -107,9 +107,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   const base: LabelledDimensions = new Map(first.outputLabels.map((label, i) => [label, trace.base[i]!]));
   const probabilities = traceProbabilities(softmax, trace, inference);
   const second = probabilities.product;
-  const normalisedDimension = trace.view.dimensions[softmax.axis];
-  if (normalisedDimension === undefined) return refuse('the softmax has an axis that its input lacks', softmax.input);
-  const normalised = leavesOf(normalisedDimension);
+  const normalised = leavesOf(trace.view.dimensions[softmax.axis] ?? []);
   const isKey = (label: string) => sameLeaves(leavesOf(base.get(label)!), normalised);
   // A single key leaves no atom to know its dimension by; then nothing may have moved dimensions.
   const unmoved = trace.view.dimensions.every((d, i) => d === trace.base[i]);
@@ -130,6 +128,8 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   const valueOperand = second.operands[1 - probabilities.side]!;
   const probabilityLabels = second.operands[probabilities.side]!.labels;
   const [summed] = contractedLabels(second);
+  if (probabilityLabels.length !== probabilities.view.dimensions.length)
+    return refuse('the rank of the probabilities does not fit their product with the values', second.output);
   const scores: LabelledDimensions = new Map(
     probabilityLabels.map((label, i) => [label, probabilities.view.dimensions[i]!]),
   );

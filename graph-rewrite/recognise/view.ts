@@ -73,7 +73,9 @@ export function stepView(view: View, node: Node, output: Value, inference: Infer
       return view;
     case 'Transpose': {
       const perm = node.ints('perm') ?? [...view.dimensions.keys()].reverse();
-      return { ...view, dimensions: perm.map((axis) => view.dimensions[axis]!) };
+      const dimensions = perm.map((axis) => view.dimensions[axis]);
+      const isPermutation = new Set(perm).size === view.dimensions.length && perm.length === view.dimensions.length;
+      return isPermutation && dimensions.every((d) => d !== undefined) ? { ...view, dimensions } : undefined;
     }
     case 'Reshape':
     case 'Unsqueeze':
@@ -121,6 +123,7 @@ function select(view: View, node: Node, output: Value, inference: Inference): Vi
   const selection = readSelection(node, output, view.dimensions.map(sizeOf), inference);
   if (!selection) return undefined;
   const { axis, start, drops } = selection;
+  if (view.dimensions[axis] === undefined) return undefined;
   const dimension = view.dimensions[axis]!;
   const replaceAxis = (atoms: Dimension) =>
     view.dimensions.flatMap((d, i) => (i !== axis ? [d] : drops ? [] : [atoms]));
