@@ -1,4 +1,5 @@
 /** What is known of a value, while it is inferred and afterwards. */
+import { DataType } from '../onnx/proto.js';
 import type { ConstantTensor } from './constant.js';
 import { Expression } from './expression.js';
 
@@ -39,8 +40,8 @@ export const NOTHING_KNOWN: ValueFacts = {
 /** Tensors with more elements than this are not followed element by element. */
 export const MOST_ELEMENTS = 64;
 
-/** Integers and bools, the types whose elements are followed (INT4 and the like are weights, never shapes). */
-const FOLLOWED_TYPES: ReadonlySet<number> = new Set([2, 3, 4, 5, 6, 7, 9, 12, 13]);
+/** INT32, INT64 and BOOL: what shapes are computed in. Arithmetic of narrower and unsigned types wraps around. */
+const FOLLOWED_TYPES: ReadonlySet<number> = new Set([DataType.INT32, DataType.INT64, DataType.BOOL]);
 
 /** Whether tensors of this TensorProto data type have {@link ValueFacts.elements}. */
 export function isFollowed(type: number | undefined): boolean {

@@ -5,6 +5,7 @@
  * two symbols are equal only where the file gives them one name, or an operator makes one from the other.
  */
 import type { Graph, Model, Node, Value } from '../graph/graph.js';
+import { DataType } from '../onnx/proto.js';
 import { constantOfNode, constantOfTensor } from './constant.js';
 import { inferControlFlow } from './control-flow.js';
 import { Expression } from './expression.js';
@@ -132,9 +133,9 @@ export class Inference {
       );
     const table = RULES[node.domain];
     const rule = table && Object.hasOwn(table, node.opType) ? table[node.opType] : undefined;
-    const body = this.#functions.find(node);
-    if (!body || (rule && node.domain === '')) return rule?.(call);
-    if (scope.depth >= DEEPEST) return undefined;
+    if (rule) return rule(call);
+    const body = scope.depth < DEEPEST ? this.#functions.find(node) : undefined;
+    if (!body) return undefined;
     const { graph, opset, prefix } = body;
     return this.#inferGraph(
       graph,
@@ -221,7 +222,7 @@ function settledElements(
   const given = derived.elements?.length === count ? derived.elements : undefined;
   const { uniform } = derived;
   if (!given && uniform === undefined && count > MOST_UNKNOWN_ELEMENTS) return undefined;
-  const range = type === BOOL ? { lower: 0, upper: 1 } : undefined;
+  const range = type === DataType.BOOL ? { lower: 0, upper: 1 } : undefined;
   return Array.from({ length: count }, (_, i) => {
     const element = given ? given[i] : uniform === undefined ? undefined : Expression.constant(uniform);
     // Integers past 2⁵³ stay, for Slice's "to the end"; arithmetic on them is not followed.
@@ -229,8 +230,6 @@ function settledElements(
     return Expression.unknown(`${name}[${i}]`, range);
   });
 }
-
-const BOOL = 9;
 
 function uniformOf(elements: readonly Expression[] | undefined): number | undefined {
   const first = elements?.[0]?.value;

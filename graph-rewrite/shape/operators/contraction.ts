@@ -200,7 +200,10 @@ const resizeRule: Rule = (call): Derived => {
   const axes = call.ints('axes')?.map((a) => (a < 0 ? a + source.length : a)) ?? [...source.keys()];
   const sizes = call.elements(sizesAt);
   const scales = call.node.attribute('scales')?.floats ?? call.constants(scalesAt);
+  // Cropping scales only a part of the axis.
+  const crops = call.node.string('coordinate_transformation_mode') === 'tf_crop_and_resize' && !sizes?.length;
   const stretched = call.node.attribute('keep_aspect_ratio_policy') !== undefined;
+  if (crops) return { type, shape: unknownShape(source.length) };
   if (stretched && (call.node.string('keep_aspect_ratio_policy') ?? 'stretch') !== 'stretch')
     return { type, shape: unknownShape(source.length) };
   const shape: Size[] = [...source];
@@ -213,9 +216,25 @@ const resizeRule: Rule = (call): Derived => {
 function scaled(size: Expression, scale: number | undefined): Size {
   if (scale === undefined) return undefined;
   if (Number.isInteger(scale)) return size.times(scale);
-  if (size.value !== undefined) return Expression.constant(Math.floor(size.value * scale));
+  if (size.value !== undefined) return Expression.constant(Math.floor(Math.fround(size.value * scale)));
   return Number.isInteger(1 / scale) ? size.floorDividedBy(1 / scale) : undefined;
 }
+
+/** Values of an image at the points of a grid of shape (batch, …, coordinates). */
+const gridSampleRule: Rule = (call) => {
+  const grid = call.shape(1);
+  return { type: call.type(), shape: grid && [call.size(0, 0), call.size(0, 1), ...grid.slice(1, -1)] };
+};
+
+const roiAlignRule: Rule = (call) => ({
+  type: call.type(),
+  shape: [
+    call.size(1, 0),
+    call.size(0, 1),
+    Expression.constant(call.int('output_height', 1)),
+    Expression.constant(call.int('output_width', 1)),
+  ],
+});
 
 export const contractionRules: RuleTable = {
   MatMul: matMulRule,
@@ -233,6 +252,8 @@ export const contractionRules: RuleTable = {
   GlobalAveragePool: globalPoolRule,
   GlobalMaxPool: globalPoolRule,
   GlobalLpPool: globalPoolRule,
+  GridSample: gridSampleRule,
+  RoiAlign: roiAlignRule,
   Resize: resizeRule,
   Upsample: resizeRule,
 };

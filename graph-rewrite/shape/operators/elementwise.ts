@@ -94,8 +94,8 @@ const ARITHMETIC: Readonly<Record<string, Arithmetic>> = {
   Div: { integer: (a, b) => divide(a!, b!), float: (a, b) => a! / b! },
   Max: { integer: fold(Expression.maximum), float: Math.max },
   Min: { integer: fold(Expression.minimum), float: Math.min },
-  Sum: { integer: fold((a, b) => a.plus(b)), float: (...all) => all.reduce((a, b) => a + b) },
-  Mean: { float: (...all) => all.reduce((a, b) => a + b) / all.length },
+  Sum: { integer: fold((a, b) => a.plus(b)) },
+  Mean: {},
   Neg: { integer: (a) => a!.times(-1), float: (a) => -a! },
   Abs: { integer: (a) => absolute(a!), float: (a) => Math.abs(a!) },
   Sign: { integer: (a) => sign(a!), float: (a) => Math.sign(a!) },
@@ -234,14 +234,15 @@ export function castTo(from: ValueFacts, type: number | undefined): Derived {
   if (type === from.type) return { type, shape, elements: from.elements, uniform: from.uniform };
   const number = from.uniform === undefined || type === undefined ? undefined : roundTo(type, from.uniform);
   if (!isFollowed(type) || from.elements === undefined) return { type, shape, uniform: number };
-  if (type !== DataType.BOOL) return { type, shape, elements: from.elements };
-  return { type, shape, elements: from.elements.map((e) => not(equal(e, ZERO))) };
+  if (type === DataType.BOOL) return { type, shape, elements: from.elements.map((e) => not(equal(e, ZERO))) };
+  // A number that the narrower type does not hold wraps around; a size always fits.
+  const fits = (e: Expression) => e.value === undefined || roundTo(type!, e.value) === e.value;
+  return { type, shape, elements: from.elements.map((e) => (fits(e) ? e : undefined)) };
 }
 
 const modRule: Rule = (call) =>
   apply(present(call), commonType(call), {
     integer: (a, b) => modulo(a!, b!, call.flag('fmod')),
-    float: (a, b) => a! % b!,
   });
 
 const powRule: Rule = (call) => {
@@ -274,7 +275,7 @@ const rangeRule: Rule = (call) => {
   const [from, to, step] = [start.elements?.[0], limit.elements?.[0], delta.elements?.[0]];
   if (!isFollowed(type) || !from?.exact || !to?.exact || !step?.value || !step.exact) {
     const [a, b, c] = [start.uniform, limit.uniform, delta.uniform];
-    const count = a === undefined || b === undefined || !c ? undefined : Math.max(0, Math.ceil((b - a) / c));
+    const count = a === undefined || b === undefined || !c ? undefined : rangeCount(type, a, b, c);
     return {
       type,
       shape: [count !== undefined && Number.isSafeInteger(count) ? Expression.constant(count) : undefined],
@@ -288,6 +289,11 @@ const rangeRule: Rule = (call) => {
       : undefined;
   return { type, shape: [length], elements };
 };
+
+function rangeCount(type: number | undefined, from: number, to: number, step: number): number | undefined {
+  const distance = type === undefined ? undefined : roundTo(type, to - from);
+  return distance === undefined ? undefined : Math.max(0, Math.ceil(distance / step));
+}
 
 /** Number of steps from a start (included) to a limit (excluded). */
 export function rangeLength(from: Expression, to: Expression, step: number): Expression {

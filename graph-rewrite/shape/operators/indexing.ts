@@ -155,6 +155,28 @@ const multinomialRule: Rule = (call) => ({
   shape: [call.size(0, 0), Expression.constant(call.int('sample_size', 1))],
 });
 
+/** Windows for spectra: as long as the scalar says. */
+const windowRule: Rule = (call) => {
+  const length = call.elements(0)?.[0];
+  return {
+    type: call.int('output_datatype', DataType.FLOAT),
+    shape: [length && length.range.lower >= 0 ? length : undefined],
+  };
+};
+
+const centerCropPadRule: Rule = (call) => {
+  const { type, shape: source } = call.input(0);
+  const target = call.elements(1);
+  if (!source) return { type };
+  const shape: Size[] = [...source];
+  const axes = call.ints('axes') ?? [...source.keys()];
+  for (const [i, axis] of axes.entries()) {
+    const at = normalAxis(axis, source.length);
+    if (at !== undefined) shape[at] = target?.[i];
+  }
+  return { type, shape };
+};
+
 const reduction =
   (value: (elements: readonly Expression[]) => Size): Rule =>
   (call) => {
@@ -191,6 +213,12 @@ export const indexingRules: RuleTable = {
   CumSum: cumSumRule,
   CumProd: likeFirst,
   EyeLike: eyeLikeRule,
+  HannWindow: windowRule,
+  HammingWindow: windowRule,
+  BlackmanWindow: windowRule,
+  CenterCropPad: centerCropPadRule,
+  NonMaxSuppression: () => ({ type: DataType.INT64, shape: [undefined, Expression.constant(3)] }),
+  Det: (call) => ({ type: call.type(), shape: call.shape()?.slice(0, -2) }),
   RandomNormal: ofShapeRule,
   RandomUniform: ofShapeRule,
   RandomNormalLike: ofLikeRule,

@@ -108,7 +108,28 @@ const embedNormalizationRule: Rule = (call) => {
   ];
 };
 
-const LIKE_FIRST = 'FastGelu BiasGelu Gelu QuickGelu RotaryEmbedding GroupNorm SkipGroupNorm BiasAdd BiasSoftmax';
+/** Attention on quantised input and weight: the scale of the input (input 3) has the output's type. */
+const quantizedAttentionRule: Rule = (call) => {
+  const hidden = call.size(1, 1)?.floorDividedBy(3);
+  return { type: call.type(3), shape: [call.size(0, 0), call.size(0, 1), hidden] };
+};
+
+/** Products of quantised matrices whose result has the type of a scale. */
+const floatProductRule =
+  (scale: number): Rule =>
+  (call) => ({ type: call.type(scale), shape: matrixProductShape(call.shape(0), call.shape(1)) });
+
+/** Table of (buckets, heads), query length, key length → (1, heads, query length, key length). */
+const relativePositionBiasRule: Rule = (call) => {
+  const length = (input: number): Size => {
+    const size = call.elements(input)?.[0];
+    return size && size.range.lower >= 0 ? size : undefined;
+  };
+  return { type: call.type(), shape: [Expression.constant(1), call.size(0, 1), length(1), length(2)] };
+};
+
+const LIKE_FIRST =
+  'FastGelu BiasGelu Gelu QuickGelu RotaryEmbedding GroupNorm SkipGroupNorm BiasAdd BiasSoftmax LongformerAttention Inverse';
 
 export const microsoftRules: RuleTable = {
   ...Object.fromEntries(LIKE_FIRST.split(' ').map((name) => [name, likeFirst])),
@@ -124,6 +145,11 @@ export const microsoftRules: RuleTable = {
   FusedGemm: contractionRules.Gemm!,
   MatMulNBits: quantizedMatMulRule,
   MatMulBnb4: quantizedMatMulRule,
+  FusedConv: contractionRules.Conv!,
+  QAttention: quantizedAttentionRule,
+  MatMulIntegerToFloat: floatProductRule(2),
+  DynamicQuantizeMatMul: floatProductRule(2),
+  RelativePositionBias: relativePositionBiasRule,
   QuantizeLinear: networkRules.QuantizeLinear!,
   DequantizeLinear: networkRules.DequantizeLinear!,
 };

@@ -149,7 +149,8 @@ const concatRule: Rule = (call) => {
   const shape = Array.from({ length: rank }, (_, at) => {
     if (at === axis) return sum(parts.map((p) => p.shape?.[axis]));
     const sizes = parts.map((p) => p.shape?.[at]).filter((s) => s !== undefined);
-    return sizes.find((s) => s.value !== undefined) ?? sizes[0];
+    // They are equal: the one of which most is known stands for all.
+    return sizes.find((s) => s.value !== undefined) ?? sizes.find((s) => !isOpen(s)) ?? sizes[0];
   });
   const { uniform } = parts[0]!;
   const same = uniform !== undefined && parts.every((p) => p.uniform === uniform);
@@ -164,6 +165,12 @@ const concatRule: Rule = (call) => {
     uniform: same ? uniform : undefined,
   };
 };
+
+/** Whether a size depends on one that is not known. */
+function isOpen(size: Expression): boolean {
+  for (const name of size.symbols) if (name.startsWith('?')) return true;
+  return false;
+}
 
 /** Elements of a concatenation: all blocks before the axis in turn, from each part its own run. */
 function joined(
