@@ -63,7 +63,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   };
   for (const tensor of list.initializers) graph.addInitializer(tensor);
   const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call)], site.nodes);
-  const node = absorbCache({ node: nodes.at(-1)!, call, variant }, functions, inference);
+  const node = absorbCache({ node: nodes.at(-1)!, call, variant }, site.sizes, functions, inference);
   return { node, attributes: readAttributes(node.proto), mask };
 }
 
@@ -157,9 +157,16 @@ interface PlacedCall {
  * runtime can append to the cache instead of copying it.
  * @returns the node that computes the site now.
  */
-function absorbCache({ node, call, variant }: PlacedCall, functions: FunctionTable, inference: Inference): Node {
+function absorbCache(
+  { node, call, variant }: PlacedCall,
+  sizes: Site['sizes'],
+  functions: FunctionTable,
+  inference: Inference,
+): Node {
   const { graph } = node;
-  const { keyLayout, valueLayout } = call.attributes;
+  const { keyLayout, valueLayout, isCausal, leftWindow, rightWindow, alignEnd } = call.attributes;
+  // With past inputs the operator counts positions from the past's end on, which query 0 would not be at.
+  if (!alignEnd && (isCausal || leftWindow >= 0 || rightWindow >= 0)) return node;
   const [, keyValue, valueValue] = node.inputs;
   if (keyLayout !== 'BHSD' || valueLayout !== 'BHSD' || !keyValue || !valueValue || keyValue === valueValue)
     return node;
@@ -169,8 +176,11 @@ function absorbCache({ node, call, variant }: PlacedCall, functions: FunctionTab
   const merged = [key, value].some((c) => isMerged(c.freshLayout, 'H'));
   const keyHeads = inference.of(keyValue).shape?.[1]?.value;
   if (merged && keyHeads === undefined) return node;
+  const past = inference.of(key.past).shape?.[2];
   const attributes: FlashAttentionAttributes = {
     ...call.attributes,
+    // As many queries as new keys stand at the end of the keys already.
+    alignEnd: alignEnd && past?.plus(sizes.Q).equals(sizes.K) !== true,
     keyHeads: merged ? keyHeads! : call.attributes.keyHeads,
     keyLayout: formatLayout(key.freshLayout),
     valueLayout: formatLayout(value.freshLayout),
@@ -219,7 +229,11 @@ function siteAttributes(site: Site, mask: EmittedMask | undefined): FlashAttenti
     softcap: site.formula.softcap,
     queryHeads: queryMerged ? heads! : 0,
     keyHeads: keyMerged ? keyHeads! : 0,
-    maskedValue: mask?.maskedValue ?? DEFAULT_ATTRIBUTES.maskedValue,
+    isCausal: site.masks.causal,
+    leftWindow: site.masks.leftWindow,
+    rightWindow: site.masks.rightWindow,
+    alignEnd: site.masks.alignEnd,
+    maskedValue: mask?.maskedValue ?? site.masks.maskedValue,
     maskPeriod: mask?.period ?? 0,
     softmaxPrecision: site.formula.casts.some((c) => c !== site.type) ? widest : 0,
   };

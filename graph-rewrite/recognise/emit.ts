@@ -2,7 +2,10 @@ import type { NodeList } from '../graph/builder.js';
 import type { Value } from '../graph/graph.js';
 import type { DataTypeName } from '../onnx/data-type.js';
 import type { Expression } from '../shape/expression.js';
+import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
+import { hasBand } from './mask/bands.js';
+import type { UnderstoodMasks } from './mask/understand.js';
 import type { MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
 
@@ -22,46 +25,65 @@ export interface EmittedMask {
 const BOTTOMLESS = -1e30;
 
 /**
- * Adds the nodes that bring a site's masks into the one that the operator takes. One mask stays what it is, boolean or
- * additive, in the shape that it has; several are added up.
+ * Adds the nodes that bring what is left of a site's masks into the one that the operator takes. Boolean masks stay
+ * boolean where nothing is added to the scores; else they become a part of what is added.
  */
 export function emitMask(
-  masks: readonly MaskPlacement[],
+  masks: UnderstoodMasks,
   type: DataTypeName,
   list: NodeList,
   inference: Inference,
 ): EmittedMask | undefined {
-  const [first, ...rest] = masks;
+  const { rest } = masks;
+  const [first] = rest;
   if (!first) return undefined;
-  const periods = new Set(masks.filter((m) => !m.shape.at(-4)?.equals(1) && m.shape.length === 4).map((m) => m.period));
+  const periods = new Set(rest.filter((m) => !m.shape.at(-4)?.equals(1) && m.shape.length === 4).map((m) => m.period));
   if (periods.size > 1) return refuse('masks with different periods along the batch', first.term.value);
-  const period = [...periods][0] ?? 0;
-  if (rest.length === 0 && first.term.kind === 'boolean') {
-    const shaped = reshaped(first, list, inference);
-    const name = first.term.keepWhere ? shaped : list.add('Not', [shaped]);
-    return {
-      name,
-      kind: 'boolean',
-      rank: first.shape.length,
-      maskedValue: first.term.fill,
-      period,
-      shape: first.shape,
-    };
-  }
-  let sum = '';
-  for (const mask of masks) {
-    const term = additive(mask, type, masks.length > 1, list, inference);
-    sum = sum === '' ? term : list.add('Add', [sum, term]);
-  }
-  const widest = masks.reduce((a, b) => (b.shape.length > a.shape.length ? b : a)).shape;
-  return {
-    name: sum,
-    kind: 'additive',
-    rank: widest.length,
-    maskedValue: Number.NEGATIVE_INFINITY,
-    period,
-    shape: widest,
-  };
+  const shape = broadcastShapes(rest.map((m) => m.shape)) as readonly Expression[];
+  const common = { rank: shape.length, period: [...periods][0] ?? 0, shape };
+  const booleans = rest.filter((m) => m.term.kind === 'boolean');
+  const fill = booleans[0]?.term.fill ?? Number.NEGATIVE_INFINITY;
+  const oneFill = booleans.every((m) => m.term.fill === fill);
+  if (booleans.length === rest.length && oneFill && (!hasBand(masks) || masks.maskedValue === fill))
+    return { name: conjunction(booleans, list, inference), kind: 'boolean', maskedValue: fill, ...common };
+  // A fill that the masks agree on and that nothing added changes may stand for the sum.
+  const name =
+    booleans.length > 0 && oneFill && fill === masks.maskedValue && fill <= BOTTOMLESS
+      ? selected(rest, fill, type, list, inference)
+      : sum(rest, type, list, inference);
+  return { name, kind: 'additive', maskedValue: masks.maskedValue, ...common };
+}
+
+/** Where all boolean masks keep the key, true. */
+function conjunction(masks: readonly MaskPlacement[], list: NodeList, inference: Inference): string {
+  const kept = masks.map((mask) => {
+    const shaped = reshaped(mask, list, inference);
+    return mask.term.keepWhere ? shaped : list.add('Not', [shaped]);
+  });
+  return kept.reduce((a, b) => list.add('And', [a, b]));
+}
+
+/** What the other masks add where the boolean ones keep the key, and their fill elsewhere. */
+function selected(
+  masks: readonly MaskPlacement[],
+  fill: number,
+  type: DataTypeName,
+  list: NodeList,
+  inference: Inference,
+): string {
+  const booleans = masks.filter((m) => m.term.kind === 'boolean');
+  const others = masks.filter((m) => m.term.kind === 'additive');
+  const added = others.length > 0 ? sum(others, type, list, inference) : list.scalar(0, type);
+  const [only] = booleans;
+  if (booleans.length === 1 && only && !only.term.keepWhere)
+    return list.add('Where', [reshaped(only, list, inference), list.scalar(fill, type), added]);
+  return list.add('Where', [conjunction(booleans, list, inference), added, list.scalar(fill, type)]);
+}
+
+function sum(masks: readonly MaskPlacement[], type: DataTypeName, list: NodeList, inference: Inference): string {
+  return masks
+    .map((mask) => additive(mask, type, masks.length > 1, list, inference))
+    .reduce((a, b) => list.add('Add', [a, b]));
 }
 
 function additive(

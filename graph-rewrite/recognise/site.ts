@@ -5,6 +5,8 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf } from './atoms.js';
 import { combineSteps, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
+import { NO_BAND } from './mask/bands.js';
+import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
 import {
   type MaskPlacement,
   placeMask,
@@ -43,7 +45,7 @@ export interface Site {
   readonly output: Connection;
   readonly formula: ScoreFormula;
   readonly scale: number;
-  readonly masks: readonly MaskPlacement[];
+  readonly masks: UnderstoodMasks;
   readonly sink: SinkPlacement | undefined;
   readonly sizes: Readonly<Record<ScoreAxis, Expression>>;
   readonly keyHeads: Expression;
@@ -68,12 +70,15 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
   // The plan that leaves the least to execute; among equals the first, which is the usual reading of the dimensions.
   const best = usable.reduce((a, b) => (saving(b) > saving(a) ? b : a));
   const type = commonType(joint, best, inference);
-  checkCasts(formula, type, best, inference);
+  const found = understandMasks(best.masks, best.axes, { type, hasSink: best.sink !== undefined }, inference);
+  const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
+  checkCasts(formula, type, { ...best, masks: masks.rest }, inference);
   const nodes = [trace.nodes, softmax.nodes, joint.probabilityNodes, [joint.second.node]].flat();
   const absorbed = [best.query, best.key, best.value, best.output].flatMap((c) => c.absorbed);
   return {
     softmax,
     ...best,
+    masks,
     formula,
     scale: formula.scale * best.factor,
     type,
@@ -238,8 +243,10 @@ function cuts(joint: Joint): ScoreAxes[] {
 interface Plan
   extends Pick<
     Site,
-    'query' | 'key' | 'value' | 'output' | 'masks' | 'sink' | 'sizes' | 'keyHeads' | 'headDimension' | 'valueDimension'
+    'query' | 'key' | 'value' | 'output' | 'sink' | 'sizes' | 'keyHeads' | 'headDimension' | 'valueDimension'
   > {
+  readonly masks: readonly MaskPlacement[];
+  readonly axes: ScoreAxes;
   /** Product of the scalar factors on query and key. */
   readonly factor: number;
 }
@@ -279,6 +286,7 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
     value,
     output,
     masks,
+    axes,
     sink,
     factor: query.factor * key.factor,
     sizes: {

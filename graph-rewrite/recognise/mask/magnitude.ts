@@ -1,0 +1,60 @@
+/** Whether a tensor may hold values so low that they stand for "masked". */
+import type { Value } from '../../graph/graph.js';
+import type { Inference } from '../../shape/inference.js';
+
+/** Scores and biases are taken to be smaller than this; see {@link absorbs}. */
+export const LARGEST_SCORE = 1e20;
+
+const FLOAT = 1;
+const FLOAT16 = 10;
+const DOUBLE = 11;
+const BFLOAT16 = 16;
+
+/**
+ * Whether x + fill is fill for every |x| ≤ {@link LARGEST_SCORE}, rounded to the data type: half a unit in the last
+ * place of 1e30 in float32, and of 1e37 in float64, is more than that. No finite float16 is low enough.
+ */
+export function absorbs(fill: number, type: number): boolean {
+  if (fill === Number.NEGATIVE_INFINITY) return true;
+  return type === FLOAT || type === BFLOAT16 ? fill <= -1e30 : type === DOUBLE && fill <= -1e37;
+}
+
+const FLOATS: ReadonlySet<number | undefined> = new Set([FLOAT, FLOAT16, DOUBLE, BFLOAT16, undefined]);
+
+/** Operators whose results are activations, or bounded: numbers of the size of scores whatever goes in. */
+const COMPUTES =
+  'MatMul Gemm Conv Einsum Softmax LogSoftmax Sigmoid Tanh Erf Sin Cos LayerNormalization RMSNormalization Log Sqrt';
+/** Operators whose results are elements of their inputs, or sums and products of a few. */
+const PASSES =
+  'Identity Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile Slice Split Gather GatherND GatherElements ' +
+  'Concat Cast CastLike Add Sub Mul Div Neg Abs Min Max Where Trilu Resize Pad Relu Clip ScatterND ConstantOfShape';
+const computes: ReadonlySet<string> = new Set(COMPUTES.split(' '));
+const passes: ReadonlySet<string> = new Set(PASSES.split(' '));
+
+/** Whether anything that a tensor is made of, short of products of activations and weights, is a huge negative number. */
+export function mayHoldFill(value: Value, inference: Inference): boolean {
+  return search(value, inference, new Map());
+}
+
+function search(value: Value, inference: Inference, seen: Map<Value, boolean>): boolean {
+  const known = seen.get(value);
+  if (known !== undefined) return known;
+  // Cycles do not exist; the entry only stops repeated visits.
+  const result = examine(value, inference, seen);
+  seen.set(value, result);
+  return result;
+}
+
+function examine(value: Value, inference: Inference, seen: Map<Value, boolean>): boolean {
+  const { type, uniform, constant } = inference.of(value);
+  if (!FLOATS.has(type)) return false;
+  if (uniform !== undefined) return !(Math.abs(uniform) < LARGEST_SCORE);
+  if (constant) {
+    const numbers = constant.numbers();
+    return !numbers || Array.prototype.some.call(numbers, (n: number) => !(Math.abs(n) < LARGEST_SCORE));
+  }
+  const node = value.producer;
+  if (node?.domain !== '') return true;
+  if (computes.has(node.opType)) return false;
+  return !passes.has(node.opType) || node.inputs.some((input) => input && search(input, inference, seen));
+}

@@ -1,0 +1,181 @@
+/**
+ * Masks understood: what they take out by position becomes attributes, what depends on the batch and the key alone a
+ * small boolean tensor, and what is added to the scores the smallest tensor that holds it.
+ *
+ * All of it is exact, also in a row none of whose keys is left, which the softmax of a finite fill makes the mean of all
+ * values. See {@link understandMasks} for when that can be kept.
+ */
+import type { Inference } from '../../shape/inference.js';
+import type { MaskPlacement, ScoreAxes } from '../masks.js';
+import { Affine, isNeverPositive } from './affine.js';
+import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
+import { and, atMostZero, type Condition, or } from './element.js';
+import { absorbs, mayHoldFill } from './magnitude.js';
+import { HIGHEST_ADDED_FILL, placeSource, readTerms, type ScoreIndices, scoreIndices, type Term } from './terms.js';
+
+/** Masks as the operator takes them: attributes, and what is left for its mask input. */
+export interface UnderstoodMasks extends Band {
+  /** Score of a key that the attributes take out; boolean masks among the rest that have it as fill agree with them. */
+  readonly maskedValue: number;
+  /** Boolean and additive masks that are left, in the order in which they apply. */
+  readonly rest: readonly MaskPlacement[];
+}
+
+type MaskTerm = Term & { readonly kind: 'mask' };
+
+/** What one finding rests on. */
+interface Situation {
+  readonly terms: readonly Term[];
+  readonly masks: readonly MaskTerm[];
+  readonly indices: ScoreIndices;
+  readonly type: number;
+  readonly hasSink: boolean;
+  readonly inference: Inference;
+}
+
+/**
+ * Finds what masks on the scores of one site mean.
+ *
+ * With the fill −∞ every split into attributes and tensors is exact (a row without keys is NaN in the model and zeros
+ * in the operator). With a finite fill it is exact
+ *   - where no row can lose all its keys, as under plain causality: then any fill of −10⁴ or lower leaves a key no
+ *     weight, for scores that differ by less than 9,896 (exp underflows below −104 in float32);
+ *   - or where every key that is out has one and the same score: one fill, either put in the scores' place, or added and
+ *     so low that adding a score does not change it, and no second mask that adds to it.
+ *
+ * @param site TensorProto data type of the queries, and whether the softmax has an extra logit.
+ * @returns undefined where nothing is gained, or nothing could be proven: the masks then stay as they are.
+ */
+export function understandMasks(
+  masks: readonly MaskPlacement[],
+  axes: ScoreAxes,
+  site: { readonly type: number; readonly hasSink: boolean },
+  inference: Inference,
+): UnderstoodMasks | undefined {
+  if (masks.length === 0) return undefined;
+  const { indices, of } = scoreIndices(axes);
+  const terms = masks.flatMap((mask) => readTerms(mask, of, inference));
+  const situation: Situation = { terms, masks: terms.filter((t) => t.kind === 'mask'), indices, ...site, inference };
+  const found = combine(situation);
+  return found && isGain(found, masks) ? found : undefined;
+}
+
+function combine(situation: Situation): UnderstoodMasks | undefined {
+  const { masks } = situation;
+  const [first] = masks;
+  // With a fill that is an ordinary score, or a sink, all other scores may not move against it.
+  const shifts = situation.terms.some((t) => t.kind === 'shift');
+  if (shifts && (situation.hasSink || masks.some((m) => !absorbs(m.fill, situation.type)))) return undefined;
+  if (!first) return finish(situation, NO_BAND, [], Number.NEGATIVE_INFINITY);
+  const [query, ...otherQueries] = situation.indices.Q;
+  const [key, ...otherKeys] = situation.indices.K;
+  const simple = otherQueries.length === 0 && otherKeys.length === 0;
+  const all = masks.flatMap((m) => m.conditions);
+  const { band, rest } = readBand(all, simple ? query : undefined, simple ? key : undefined);
+  const low = masks.every((m) => m.fill <= HIGHEST_ADDED_FILL);
+  if (low && everyRowHasKeys(all, situation)) return finish(situation, band, rest, Number.NEGATIVE_INFINITY);
+  return isOneScore(situation, rest.length > 0) ? finish(situation, band, rest, first.fill) : undefined;
+}
+
+/** Whether all keys that are out have the first mask's fill as their score, in the model and in the operator. */
+function isOneScore({ masks, terms, type, inference }: Situation, hasBooleans: boolean): boolean {
+  const { fill } = masks[0]!;
+  if (masks.some((m) => m.fill !== fill)) return false;
+  if (fill === Number.NEGATIVE_INFINITY) return true;
+  // A second mask that adds to the fill of the first changes it.
+  if (masks.slice(1).some((m) => m.mode === 'add')) return false;
+  const biases = terms.filter((t) => t.kind === 'bias');
+  const added = masks[0]!.mode === 'add';
+  const biasAfter = terms.findLastIndex((t) => t.kind === 'bias') > terms.findIndex((t) => t.kind === 'mask');
+  const joined = biases.length > 0 && hasBooleans;
+  if (!added && !biasAfter && !joined) return true;
+  if (added && !absorbs(fill, masks[0]!.type)) return false;
+  if ((biasAfter || joined) && !absorbs(fill, type)) return false;
+  return !biases.some((b) => biasMayHoldFill(b, inference));
+}
+
+function biasMayHoldFill(bias: Term, inference: Inference): boolean {
+  if (bias.kind !== 'bias') return false;
+  return mayHoldFill(bias.sources[0]?.value ?? bias.placement.term.value, inference);
+}
+
+/** Whether a key that all conditions keep can be named for every query. */
+function everyRowHasKeys(conditions: readonly Condition[], { terms, indices, inference }: Situation): boolean {
+  const [query] = indices.Q;
+  const [key] = indices.K;
+  if (indices.Q.length !== 1 || indices.K.length !== 1 || !query || !key) return false;
+  if (terms.some((t) => biasMayHoldFill(t, inference))) return false;
+  const i = Affine.variable(query);
+  const candidates = [
+    Affine.constant(0),
+    i,
+    ...key.sizes.flatMap((k) => [Affine.constant(k.minus(1)), ...query.sizes.map((q) => i.plus(k).minus(q))]),
+  ];
+  return candidates.some((j) => {
+    const inside = isNeverPositive(j.times(-1)) && key.sizes.some((k) => isNeverPositive(j.minus(k).plus(1)));
+    const kept = (c: Condition) => {
+      const there = withKey(c);
+      return there.kind === 'constant' && there.value;
+    };
+    const withKey = (c: Condition): Condition => {
+      switch (c.kind) {
+        case 'atMostZero':
+          return atMostZero(c.affine.substitute(key, j));
+        case 'and':
+          return and(...c.parts.map(withKey));
+        case 'or':
+          return or(...c.parts.map(withKey));
+        default:
+          return c;
+      }
+    };
+    return inside && conditions.every(kept);
+  });
+}
+
+/** The result, with the smallest tensors for what the attributes leave; undefined where there is none. */
+function finish(
+  { terms, indices, inference, type }: Situation,
+  band: Band,
+  conditions: readonly Condition[],
+  maskedValue: number,
+): UnderstoodMasks | undefined {
+  const rest: MaskPlacement[] = [];
+  for (const term of terms) {
+    if (term.kind === 'bias') {
+      const placed = placeSource(term.sources, term.placement, indices, inference)?.placement ?? whole(term);
+      if (!placed || inference.of(placed.term.value).type !== type) return undefined;
+      rest.push(placed);
+      continue;
+    }
+    if (term.kind === 'shift') continue;
+    for (const condition of term.conditions) {
+      if (!conditions.includes(condition)) continue;
+      const found = placeSource(condition.sources, term.placement, indices, inference);
+      if (!found) return undefined;
+      const { placement, source } = found;
+      const boolean = {
+        ...placement.term,
+        kind: 'boolean',
+        factor: 1,
+        keepWhere: source.keepWhere,
+        fill: maskedValue,
+      } as const;
+      rest.push({ ...placement, term: boolean });
+    }
+  }
+  return { ...band, maskedValue, rest };
+}
+
+/** The mask as it was, where nothing was taken out of it. */
+function whole(term: Term): MaskPlacement | undefined {
+  return term.kind === 'bias' && term.sources.length === 0 ? term.placement : undefined;
+}
+
+/** Whether attributes were found, a mask went away, or one spans fewer axes than before. */
+function isGain(found: UnderstoodMasks, masks: readonly MaskPlacement[]): boolean {
+  if (hasBand(found)) return true;
+  const axes = (list: readonly MaskPlacement[]) =>
+    list.reduce((n, m) => n + m.shape.filter((size) => !size.equals(1)).length, 0);
+  return found.rest.length < masks.length || axes(found.rest) < axes(masks);
+}
