@@ -31,8 +31,6 @@ export class FunctionTable {
   install(model: ModelProto): void {
     const used = [...this.#uses].filter(([, entry]) => entry.count > 0);
     if (used.length === 0) return;
-    const isOurs = (f: { domain?: string | null; name?: string | null }) =>
-      f.domain === FLASH_ATTENTION_DOMAIN && f.name === FLASH_ATTENTION_OP;
     const present = new Set(model.functions.filter(isOurs).map((f) => f.overload ?? ''));
     for (const [overload, { body }] of used) if (!present.has(overload)) model.functions.push(body);
     if (!model.opset_import.some((o) => o.domain === FLASH_ATTENTION_DOMAIN))
@@ -42,6 +40,17 @@ export class FunctionTable {
     if ((model.ir_version?.toNumber() ?? 0) < requiredIrVersion())
       model.ir_version = Long.fromNumber(requiredIrVersion());
   }
+}
+
+/** Takes out of a model what no node of it calls any more: function bodies of ours, and the import of our domain. */
+export function dropUnusedFunctions(model: ModelProto, overloadsInUse: ReadonlySet<string>): void {
+  model.functions = model.functions.filter((f) => !isOurs(f) || overloadsInUse.has(f.overload ?? ''));
+  if (overloadsInUse.size === 0)
+    model.opset_import = model.opset_import.filter((o) => o.domain !== FLASH_ATTENTION_DOMAIN);
+}
+
+function isOurs(f: FunctionProto): boolean {
+  return f.domain === FLASH_ATTENTION_DOMAIN && f.name === FLASH_ATTENTION_OP;
 }
 
 function bodyOf(variant: FunctionVariant): FunctionProto {

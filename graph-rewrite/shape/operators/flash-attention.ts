@@ -6,12 +6,13 @@ import { sum } from './call.js';
 import { countAttribute } from './network.js';
 
 type Size = Expression | undefined;
-type Sizes = { [axis in Axis]?: Size };
+/** Symbolic sizes of the axes; absent where they are not known. */
+export type Sizes = { [axis in Axis]?: Size };
 
 const AXES: readonly Axis[] = ['B', 'H', 'S', 'D'];
 
 /** What a tensor's shape says about batch, heads, sequence and head dimension. */
-function readSizes(layout: Layout, shape: readonly Expression[] | undefined, known: Sizes): Sizes {
+export function readSizes(layout: Layout, shape: readonly Expression[] | undefined, known: Sizes): Sizes {
   const sizes: Sizes = { ...known };
   const named = new Set(layout.flatMap((d) => d.factors));
   for (const axis of AXES) if (!named.has(axis)) sizes[axis] ??= Expression.constant(1);

@@ -1,0 +1,124 @@
+import Long from 'long';
+import { OrtFlashError } from './errors.js';
+import { dropUnusedFunctions } from './functions.js';
+import { Model, type Node } from './graph/graph.js';
+import { DataType, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
+import { parseLayout } from './op/layout.js';
+import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './op/lower.js';
+import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
+import { isRefusal } from './op/site.js';
+import type { Refusal } from './report.js';
+import { Expression } from './shape/expression.js';
+import { Inference } from './shape/inference.js';
+import { readSizes } from './shape/operators/flash-attention.js';
+
+/** What `FlashAttention` nodes become: ONNX Runtime's own fused operators, or the standard's `Attention`. */
+export type LoweringTarget = 'ort' | 'onnx';
+
+/** One `FlashAttention` node of a lowered model. */
+export interface LoweredSite {
+  readonly node: string;
+  readonly output: string;
+  /** The operator that computes it now; `FlashAttention` where it stayed. */
+  readonly operator: string;
+  /** Why it stayed. */
+  readonly refusal?: Refusal;
+}
+
+const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 };
+
+/**
+ * Replaces the `FlashAttention` nodes of a rewritten model by operators that a runtime without our kernels has, where
+ * these compute the same. A node that they cannot express stays, with its function body. The model is edited in place.
+ */
+export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSite[] {
+  const model = new Model(proto);
+  const inference = new Inference(model);
+  const kept = new Set<string>();
+  const sites: LoweredSite[] = [];
+  const domains = new Set<string>();
+  for (const graph of model.graphs()) {
+    for (const node of [...graph.nodes].filter((n) => isFlashAttention(n.proto))) {
+      const place = { node: node.label, output: node.proto.output[0]! };
+      const lowered = lower(node, target, inference);
+      if (isRefusal(lowered)) {
+        kept.add(node.proto.overload ?? '');
+        sites.push({ ...place, operator: 'FlashAttention', refusal: lowered });
+        continue;
+      }
+      for (const domain of lowered.domains) domains.add(domain);
+      graph.replace(node, lowered.nodes);
+      sites.push({ ...place, operator: lowered.nodes.find((n) => /Attention$/.test(n.op_type ?? ''))?.op_type ?? '' });
+    }
+  }
+  if (sites.length === 0) return sites;
+  model.graph.commit();
+  for (const domain of domains) importDomain(proto, domain);
+  dropUnusedFunctions(proto, kept);
+  return sites;
+}
+
+function lower(node: Node, target: LoweringTarget, inference: Inference): Lowered | Refusal {
+  try {
+    const facts = factsOf(node, inference);
+    return target === 'ort' ? lowerToOrt(node.proto, facts) : lowerToOnnx(node.proto, facts);
+  } catch (error) {
+    if (error instanceof OrtFlashError) return { reason: error.message };
+    throw error;
+  }
+}
+
+/** What is known of a node before any data. */
+function factsOf(node: Node, inference: Inference): LoweringFacts {
+  const attributes = readAttributes(node.proto);
+  const inputs = readInputs(node.proto);
+  const of = (name: string | undefined) => (name === undefined ? undefined : inference.of(node.graph.value(name)!));
+  const sizes = (name: string | undefined, layout: string, heads: number) =>
+    readSizes(parseLayout(layout), of(name)?.shape, heads > 0 ? { H: Expression.constant(heads) } : {});
+  const query = sizes(inputs.Q, attributes.queryLayout, attributes.queryHeads);
+  const key = sizes(inputs.K, attributes.keyLayout, attributes.keyHeads);
+  const value = sizes(inputs.V, attributes.valueLayout, attributes.keyHeads);
+  const mask = of(inputs.attn_mask);
+  const keys = inputs.past_key === undefined ? key.S : key.S && of(inputs.past_key)?.shape?.[2]?.plus(key.S);
+  const covered = mask?.shape?.at(-1);
+  const spansKeys = !covered || covered.equals(1) || (keys !== undefined && covered.equals(keys));
+  const elementType = of(inputs.Q)?.type;
+  if (elementType === undefined || (inputs.attn_mask !== undefined && !mask?.shape))
+    throw new OrtFlashError('unsupported', 'the type of the queries or the rank of the mask is not known');
+  return {
+    elementType,
+    opset: node.graph.model.opset(),
+    ...(mask?.shape
+      ? {
+          mask: {
+            kind: mask.type === DataType.BOOL ? 'boolean' : 'additive',
+            rank: mask.shape.length,
+            mayBeShorter: !spansKeys,
+            mayEmptyRows: true,
+          },
+        }
+      : {}),
+    hasPast: inputs.past_key !== undefined,
+    hasLengths: inputs.nonpad_kv_seqlen !== undefined,
+    hasSink: inputs.sink !== undefined,
+    isSelfAttention: query.S !== undefined && key.S !== undefined && query.S.equals(key.S),
+    ...constants({ batch: query.B, queries: query.S }),
+    known: constants({
+      queryHeads: query.H,
+      keyHeads: key.H ?? value.H,
+      headDimension: query.D ?? key.D,
+      valueDimension: value.D,
+    }),
+  };
+}
+
+function constants<K extends string>(sizes: Record<K, Expression | undefined>): Partial<Record<K, number>> {
+  const known = Object.entries<Expression | undefined>(sizes).filter(([, size]) => size?.value !== undefined);
+  return Object.fromEntries(known.map(([name, size]) => [name, size!.value])) as Partial<Record<K, number>>;
+}
+
+function importDomain(model: ModelProto, domain: string): void {
+  if (domain === '' || model.opset_import.some((o) => o.domain === domain)) return;
+  const version = Long.fromNumber(OPSET_OF_DOMAIN[domain] ?? 1);
+  model.opset_import.push(new OperatorSetIdProto({ domain, version }));
+}
