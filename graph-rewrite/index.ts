@@ -3,6 +3,7 @@ export * from './errors.js';
 export { type LoweredSite, type LoweringTarget, lowerModel } from './lower.js';
 export * from './onnx/codec.js';
 export { type FunctionVariant, functionFor, type MaskVariant, overloadName, requiredIrVersion } from './op/body.js';
+export * from './op/contrib.js';
 export * from './op/definition.js';
 export * from './op/half.js';
 export * from './op/layout.js';

@@ -68,7 +68,7 @@ for (const opset of OPSETS) {
           }
           if (found !== undefined) throw new Error(`${found}\n${describeProblem(drawn)}`);
         }),
-        { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 25) },
+        { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 25), includeErrorInReport: true },
       );
       t.pass();
     });

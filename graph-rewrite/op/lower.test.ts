@@ -160,7 +160,7 @@ for (const { name, lower, operator, options } of FAMILIES) {
         if (!result.operators.some((o) => o === operator)) throw new Error(`lowered to ${result.operators}`);
         ran++;
       }),
-      { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 40) },
+      { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 40), includeErrorInReport: true },
     );
     t.true(ran > Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 40) / 4, `${ran} ran`);
   });

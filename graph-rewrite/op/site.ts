@@ -7,7 +7,7 @@ import type { FlashAttentionAttributes, FlashAttentionInput, FlashAttentionOutpu
 
 /** What is known about a node's surroundings. */
 export interface NodeFacts {
-  /** The version of the node's operator set that the model imports. */
+  /** The ai.onnx opset that the model imports. */
   readonly opset: number;
   /** Rank of a value, where it is known. */
   readonly rankOf: (value: string) => number | undefined;
@@ -15,6 +15,15 @@ export interface NodeFacts {
   readonly typeOf: (value: string) => number | undefined;
   /** Whether a value is read by a node or is an output of the graph. */
   readonly isUsed: (value: string) => boolean;
+  /** Size of one axis of a value, where it is the same in every run. */
+  readonly dimensionOf?: (value: string, axis: number) => number | undefined;
+  /** Whether the node always has as many queries as new keys. */
+  readonly isSelfAttention?: boolean;
+  /**
+   * Whether no sequence of a batch is padded and past_key holds exactly the keys before the new ones. Some operators
+   * leave that to their inputs' data; where it is not known, they are refused.
+   */
+  readonly isUnpadded?: boolean;
 }
 
 /** A node's attention in FlashAttention's terms; names are those of the node's own inputs and outputs. */
@@ -24,6 +33,10 @@ export interface FusedSite {
   readonly outputs: Readonly<Record<'Y', string> & Partial<Record<FlashAttentionOutput, string>>>;
   /** Nodes to be put before, which make inputs that the original node did not have as such. */
   readonly nodes: readonly NodeProto[];
+  /** Nodes to be put after, which make outputs that FlashAttention does not have as such. */
+  readonly nodesAfter: readonly NodeProto[];
+  /** The mask's kind and rank, where there is one. */
+  readonly mask?: { readonly kind: 'boolean' | 'additive'; readonly rank: number };
   /** Whether the mask may cover fewer keys than there are; see MaskVariant in body.ts. */
   readonly maskMayBeShorter: boolean;
 }

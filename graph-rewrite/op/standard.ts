@@ -86,6 +86,15 @@ export function readStandardAttention(node: NodeProto, facts: NodeFacts): FusedS
       ...(present_value === undefined ? {} : { present_value }),
     },
     nodes: [],
+    nodesAfter: [],
+    ...(attn_mask === undefined
+      ? {}
+      : {
+          mask: {
+            kind: facts.typeOf(attn_mask) === DataType.BOOL ? 'boolean' : 'additive',
+            rank: facts.rankOf(attn_mask) ?? 0,
+          },
+        }),
     maskMayBeShorter: attn_mask !== undefined,
   };
 }
