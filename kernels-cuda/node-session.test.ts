@@ -429,6 +429,10 @@ withAddon('options reach ONNX Runtime', async (t) => {
   const fixed = await InferenceSession.create(model.modelFile, { ...cpu, freeDimensionOverrides: { [dimension]: 2 } });
   const metadata = fixed.inputMetadata[0]!;
   t.true(metadata.isTensor && metadata.shape.includes(2));
+  const plain = { ...cpu, enableCpuMemArena: false, enableMemPattern: false, executionMode: 'parallel' } as const;
+  const doubling = await InferenceSession.create(powerModel(1), plain);
+  const { y } = await doubling.run({ x: new Tensor('float32', Float32Array.of(3), [1, 1]) });
+  t.deepEqual(y!.data, Float32Array.of(9));
   const wrong = { ...cpu, extra: { session: { disable_prepacking: 'perhaps' } } };
   await t.throwsAsync(InferenceSession.create(model.modelFile, { ...cpu, intraOpNumThreads: -1 }), {
     message: /intraOpNumThreads/,

@@ -42,19 +42,14 @@ void SessionState::Describe() {
   for (size_t i = 0; i < output_names.size(); ++i)
     outputs_.push_back(DescribeValue(output_names[i], session_.GetOutputTypeInfo(i)));
   overridable_ = session_.GetOverridableInitializerNames();
-  if (cuda_device_ >= 0) {
-    const Ort::MemoryInfo pinned("CudaPinned", OrtDeviceAllocator, cuda_device_, OrtMemTypeCPUOutput);
-    pinned_allocator_.emplace(session_, pinned);
-  }
+  const Ort::MemoryInfo place =
+      cuda_device_ >= 0 ? Ort::MemoryInfo("CudaPinned", OrtDeviceAllocator, cuda_device_, OrtMemTypeCPUOutput)
+                        : Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  input_allocator_.emplace(session_, place);
 }
 
 bool SessionState::IsOverridable(const std::string& name) const {
   return std::find(overridable_.begin(), overridable_.end(), name) != overridable_.end();
-}
-
-OrtAllocator* SessionState::input_allocator() {
-  if (pinned_allocator_) return *pinned_allocator_;
-  return default_allocator_;
 }
 
 const ValueDescription* FindDescription(const std::vector<ValueDescription>& values, const std::string& name) {

@@ -35,16 +35,16 @@ class SessionState {
   bool IsOverridable(const std::string& name) const;
   // The CUDA device, or -1.
   int cuda_device() const { return cuda_device_; }
-  // Where inputs are put: page-locked memory for CUDA, so that they reach the GPU without another copy.
-  OrtAllocator* input_allocator();
+  // Where inputs are put: the session's pool, whose pages are in place after the first runs; for CUDA that of
+  // page-locked memory, from where they reach the GPU without another copy.
+  OrtAllocator* input_allocator() { return *input_allocator_; }
 
  private:
   void Describe();
 
   int cuda_device_;
   Ort::Session session_{nullptr};
-  Ort::AllocatorWithDefaultOptions default_allocator_;
-  std::optional<Ort::Allocator> pinned_allocator_;
+  std::optional<Ort::Allocator> input_allocator_;
   std::vector<ValueDescription> inputs_;
   std::vector<ValueDescription> outputs_;
   std::vector<std::string> overridable_;

@@ -1,0 +1,137 @@
+/** Sessions on a CUDA device; skipped where ONNX Runtime's CUDA provider, the addon or a GPU is missing. */
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import anyTest, { type TestFn } from 'ava';
+import { decodeHalf } from '../graph-rewrite/op/half.js';
+import { allModels, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
+import { createTensor, InferenceSession, Tensor } from './index.js';
+import { addonPath, cudaProviderPath } from './node-paths.js';
+import { identityModel, powerModel } from './test-models.js';
+
+function hasGpu(): boolean {
+  try {
+    return execFileSync('nvidia-smi', ['-L'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).includes(
+      'GPU',
+    );
+  } catch {
+    return false;
+  }
+}
+
+const present = existsSync(addonPath()) && existsSync(cudaProviderPath()) && hasGpu();
+const test = (present ? anyTest.serial : anyTest.skip) as TestFn;
+
+const cuda = { executionProviders: ['cuda'] } as const;
+const onGpu = { ...cuda, preferredOutputLocation: 'gpu-buffer' } as const;
+
+function numbersOf(type: string, data: unknown): ArrayLike<number> {
+  if (type === 'float16' || type === 'bfloat16') {
+    const bits = data as Uint16Array;
+    return decodeHalf(new Uint16Array(bits.buffer, bits.byteOffset, bits.length), type);
+  }
+  return Array.from(data as ArrayLike<number | bigint>, Number);
+}
+
+/** The largest difference from what PyTorch computed, in terms of the tolerance. */
+function worst(actual: Tensor, expected: TestTensor, tolerance: number): number {
+  const [a, b] = [numbersOf(actual.type, actual.data), numbersOf(expected.type, expected.data)];
+  let largest = 0;
+  for (let i = 0; i < b.length; i++) {
+    if (Object.is(a[i], b[i])) continue;
+    const off = Math.abs(a[i]! - b[i]!) / (tolerance * (1 + Math.abs(b[i]!)));
+    largest = Math.max(largest, Number.isNaN(off) ? Number.POSITIVE_INFINITY : off);
+  }
+  return largest;
+}
+
+async function runModel(model: ModelExample): Promise<number> {
+  const { inputs, outputs } = readTestData(model.dataFolder);
+  const session = await InferenceSession.create(model.modelFile, cuda);
+  const feeds = inputs.map(({ name, type, dims, data }, i) => {
+    return [name || session.inputNames[i]!, createTensor(type as Tensor.Type, data, dims)] as const;
+  });
+  const results = await session.run(Object.fromEntries(feeds));
+  await session.release();
+  return Math.max(...outputs.map((output, i) => worst(results[session.outputNames[i]!]!, output, model.tolerance)));
+}
+
+test('every model gives PyTorch’s outputs on CUDA', async (t) => {
+  const models = allModels();
+  const refused: string[] = [];
+  for (const model of models) {
+    try {
+      // ONNX Runtime multiplies float32 matrices in TF32 where it may.
+      const off = await runModel(model);
+      if (off > 20) t.fail(`${model.name}: ${off} times its tolerance`);
+    } catch (error) {
+      refused.push(`${model.name}: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+  t.log(`${models.length} models, ${refused.length} refused`, refused.slice(0, 5));
+  t.true(refused.length < 0.05 * models.length);
+});
+
+test('outputs stay on the GPU, are fed again, and come back when they are asked for', async (t) => {
+  const session = await InferenceSession.create(powerModel(1), onGpu);
+  t.is(session.explain().device, 'cuda:0');
+  t.is(session.explain().engine, 'addon');
+  const x = new Tensor('float32', Float32Array.of(2, 0, 0, 3), [2, 2]);
+  const { y } = await session.run({ x });
+  t.is(y!.location, 'gpu-buffer');
+  t.deepEqual([...y!.dims], [2, 2]);
+  t.throws(() => y!.data);
+  const again = await session.run({ x: y! });
+  t.deepEqual(await again.y!.getData(), Float32Array.of(16, 0, 0, 81));
+  t.is(again.y!.location, 'cpu');
+  y!.dispose();
+  await t.throwsAsync(session.run({ x: y! }));
+  const host = await session.run({ x }, { y: new Tensor('float32', new Float32Array(4), [2, 2]) });
+  t.deepEqual(host.y!.data, Float32Array.of(4, 0, 0, 9));
+  await session.release();
+});
+
+test('a result on the GPU outlives its session', async (t) => {
+  const session = await InferenceSession.create(powerModel(2), onGpu);
+  const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(2, 0, 0, 2), [2, 2]) });
+  await session.release();
+  t.deepEqual(await y!.getData(), Float32Array.of(8, 0, 0, 8));
+});
+
+for (const type of ['float16', 'bfloat16', 'int64', 'bool', 'string'] as const) {
+  test(`tensors of ${type} pass through a CUDA session unchanged`, async (t) => {
+    const session = await InferenceSession.create(identityModel(type), cuda);
+    const data =
+      type === 'string'
+        ? ['a', 'Größe', '']
+        : type === 'int64'
+          ? BigInt64Array.of(1n, -2n, 2n ** 62n)
+          : type === 'bool'
+            ? Uint8Array.of(1, 0, 1)
+            : Uint16Array.of(0x3c00, 0x1234, 0xbeef);
+    const { y } = await session.run({ x: createTensor(type, data, [3]) });
+    t.deepEqual(Array.from(y!.data as ArrayLike<unknown>), Array.from(data as ArrayLike<unknown>));
+    await session.release();
+  });
+}
+
+test('runs at once, on sessions of their own and on one', async (t) => {
+  const sessions = await Promise.all([0, 1].map(() => InferenceSession.create(powerModel(2), cuda)));
+  await Promise.all(
+    Array.from({ length: 60 }, async (_, i) => {
+      const { y } = await sessions[i % 2]!.run({ x: new Tensor('float32', Float32Array.of(i % 8, 0, 0, 1), [2, 2]) });
+      t.deepEqual(y!.data, Float32Array.of((i % 8) ** 3, 0, 0, 1));
+    }),
+  );
+  await Promise.all(sessions.map((session) => session.release()));
+});
+
+test('a GPU that is not there is refused, and the next provider is taken', async (t) => {
+  const absent = { name: 'cuda', deviceId: 63 } as const;
+  await t.throwsAsync(InferenceSession.create(identityModel('float32'), { executionProviders: [absent] }));
+  const session = await InferenceSession.create(identityModel('float32'), { executionProviders: [absent, 'cpu'] });
+  t.is(session.explain().device, 'cpu');
+  t.regex(session.explain().text, /not cuda: /);
+  await session.release();
+});
+
+if (!present) anyTest('there is no CUDA here to test', (t) => t.pass());
