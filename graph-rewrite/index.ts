@@ -1,6 +1,6 @@
 /** `ort-flash`: finds attention in ONNX models and replaces it by `FlashAttention`. Runs in browsers and in Node. */
 export * from './errors.js';
-export { type LoweredSite, type LoweringTarget, lowerModel } from './lower.js';
+export { type LoweringTarget, lowerModel } from './lower.js';
 export * from './onnx/codec.js';
 export { type FunctionVariant, functionFor, type MaskVariant, overloadName, requiredIrVersion } from './op/body.js';
 export * from './op/contrib.js';

@@ -7,23 +7,13 @@ import { parseLayout } from './op/layout.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
 import { isRefusal } from './op/site.js';
-import type { Refusal } from './report.js';
+import type { LoweredSite, Refusal } from './report.js';
 import { Expression } from './shape/expression.js';
 import { Inference } from './shape/inference.js';
 import { readSizes } from './shape/operators/flash-attention.js';
 
 /** What `FlashAttention` nodes become: ONNX Runtime's own fused operators, or the standard's `Attention`. */
 export type LoweringTarget = 'ort' | 'onnx';
-
-/** One `FlashAttention` node of a lowered model. */
-export interface LoweredSite {
-  readonly node: string;
-  readonly output: string;
-  /** The operator that computes it now; `FlashAttention` where it stayed. */
-  readonly operator: string;
-  /** Why it stayed. */
-  readonly refusal?: Refusal;
-}
 
 const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 };
 

@@ -50,6 +50,16 @@ export interface SiteReport {
   readonly scoreBytesPerPair?: number;
 }
 
+/** One `FlashAttention` node of a lowered model. */
+export interface LoweredSite {
+  readonly node: string;
+  readonly output: string;
+  /** The operator that computes it now; `FlashAttention` where it stayed. */
+  readonly operator: string;
+  /** Why it stayed. */
+  readonly refusal?: Refusal;
+}
+
 /** What a rewrite did. */
 export interface RewriteReport {
   readonly sites: readonly SiteReport[];
@@ -57,4 +67,6 @@ export interface RewriteReport {
   readonly nodesAfter: number;
   /** Nodes of each operator before and after, where they differ. */
   readonly operators: Readonly<Record<string, readonly [before: number, after: number]>>;
+  /** What became of each `FlashAttention` node, where another target was asked for. */
+  readonly lowered?: readonly LoweredSite[];
 }

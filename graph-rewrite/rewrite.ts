@@ -1,6 +1,7 @@
 import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
 import { type Graph, Model } from './graph/graph.js';
+import { type LoweringTarget, lowerModel } from './lower.js';
 import type { ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
@@ -11,6 +12,11 @@ import type { RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
 
 export interface RewriteOptions {
+  /**
+   * What attention becomes: `FlashAttention` with a function body (the default), ONNX Runtime's own fused operators, or
+   * the standard's `Attention`. A site that the target cannot express stays `FlashAttention`.
+   */
+  readonly target?: 'flash' | LoweringTarget;
   /** Told after each site that was looked at. */
   readonly onProgress?: (done: number, total: number) => void;
 }
@@ -37,7 +43,10 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
     model.graph.commit();
     functions.install(proto);
   }
-  return summarise(sites, before, countOperators(model));
+  const { target = 'flash' } = options;
+  if (target === 'flash') return summarise(sites, before, countOperators(model));
+  const lowered = lowerModel(proto, target);
+  return { ...summarise(sites, before, countOperators(new Model(proto))), lowered };
 }
 
 function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {
