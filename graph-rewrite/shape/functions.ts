@@ -36,7 +36,7 @@ export class FunctionTable {
     return {
       graph: new Graph(bodyGraph(called, node), this.#model, undefined),
       opset: (of) => versionOf(called, of) ?? this.#model.opset(of),
-      prefix: `f${this.#calls}/`,
+      prefix: `{call ${this.#calls}}`,
     };
   }
 }

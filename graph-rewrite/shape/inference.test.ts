@@ -196,12 +196,12 @@ test('stated facts fill what is not derived, and never contradict what is', (t) 
     ],
     outputs: ['a', 'b', 'c', 'd'],
     stated: {
-      a: ['float16', ['batch', 'past + 2*seq', 'past - seq-len', 7, -1]],
+      a: ['float16', ['batch', 'past + 2*seq', 'past - seq-len', 7, -1, 'min(past, seq)', '?a:4']],
       c: ['float32', ['other', 'width']],
       d: ['float32', undefined],
     },
   });
-  t.deepEqual(shapeOf(of('a')), ['batch', 'past + 2·seq', 'past - seq-len', '7', '?a:4']);
+  t.deepEqual(shapeOf(of('a')), ['batch', 'past + 2·seq', 'past - seq-len', '7', '?a:4', "'min(past, seq)", "'?a:4"]);
   t.is(of('a').type, 10);
   t.is(of('b').shape, undefined);
   t.deepEqual(shapeOf(of('c')), ['batch', '4']);

@@ -146,7 +146,7 @@ export class Inference {
 
   #inside(graph: Graph, outer: Scope): Scope {
     const known = this.#scopes.get(graph);
-    return known ?? { ...outer, prefix: `g${this.#scopes.size}/`, depth: outer.depth + 1 };
+    return known ?? { ...outer, prefix: `{graph ${this.#scopes.size}}`, depth: outer.depth + 1 };
   }
 
   /** Settles what is known of a value: derived facts first, then what the file states, then symbols. */

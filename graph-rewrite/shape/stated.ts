@@ -43,7 +43,8 @@ export class StatedReader {
       const parsed = parseSum(name, this.#inputSymbols);
       if (parsed) return parsed;
     }
-    return Expression.symbol(name.startsWith('?') ? `'${name}` : name);
+    // Quoted where it could be read as an unknown's name or an operation's.
+    return Expression.symbol(/^[?']|\(/.test(name) ? `'${name}` : name);
   }
 }
 

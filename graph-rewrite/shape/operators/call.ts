@@ -128,10 +128,13 @@ export function unknownShape(rank: number | undefined): undefined[] | undefined 
   return rank === undefined ? undefined : Array.from({ length: rank }, () => undefined);
 }
 
-/** Sum of sizes; unknown where one is. */
+/** Sum of sizes; unknown where one is, or where too many different ones would have to be kept. */
 export function sum(sizes: readonly Size[]): Size {
-  let total: Size = Expression.constant(0);
-  for (const size of sizes) total = size && total?.plus(size);
+  let total = Expression.constant(0);
+  for (const size of sizes) {
+    if (!size || total.termCount > 64) return undefined;
+    total = total.plus(size);
+  }
   return total;
 }
 

@@ -24,6 +24,8 @@ interface Arithmetic {
   readonly float?: Float;
 }
 
+/** Of variadic operators with more operands (Max, Min, Sum), elements are not followed. */
+const MOST_OPERANDS = 16;
 const ONE = Expression.constant(1);
 const ZERO = Expression.constant(0);
 const not = (a: Expression) => ONE.minus(a);
@@ -147,7 +149,10 @@ function apply(operands: readonly ValueFacts[], type: number | undefined, arithm
   const shape = broadcastShapes(operands.map((o) => o.shape));
   const { integer, float } = arithmetic;
   const onIntegers = operands.every((o) => isFollowed(o.type));
-  const elements = integer && onIntegers && isFollowed(type) ? elementwise(operands, shape, integer) : undefined;
+  const elements =
+    integer && onIntegers && operands.length <= MOST_OPERANDS && isFollowed(type)
+      ? elementwise(operands, shape, integer)
+      : undefined;
   return {
     type,
     shape,
