@@ -185,6 +185,21 @@ test('samples of odd shapes wait for their like, and all of them run', async (t)
   }
 });
 
+test('the rows of an archive are samples', async (t) => {
+  const { folder } = t.context;
+  const { archives } = JSON.parse(readFileSync(new URL('./test-numpy-files.json', import.meta.url), 'utf8'));
+  writeFileSync(join(folder, 'in.npz'), Buffer.from(archives.savez, 'base64'));
+  writeFileSync(join(folder, 'model.onnx'), doubling);
+  const options = { model: join(folder, 'model.onnx'), inputs: join(folder, 'in.npz'), outputs: join(folder, 'out') };
+  const summary = await runBatch({ ...options, batch: 2 });
+  t.like(summary, { total: 3, finished: 3 });
+  for (let row = 0; row < 3; row++) {
+    const y = decodeNpy(readFileSync(join(options.outputs, `test_data_set_${row}`, 'y.npy')), '');
+    t.deepEqual([y.dims, y.data], [[1, 2], Float32Array.of(4 * row, 4 * row + 2)]);
+  }
+});
+})
+
 test('a sample that fails is reported and left out, wherever it stands in a batch', async (t) => {
   const { folder } = t.context;
   writeSamples(join(folder, 'in'), new Array(12).fill(6));

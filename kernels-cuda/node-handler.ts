@@ -8,7 +8,7 @@ import { feedOf, fillTensor, tensorOf } from './node-tensor.js';
  * How many runs this JavaScript environment gives to Node's thread pool at a time. One thread of the pool stays free,
  * so that files are still read and names looked up while models run. UV_THREADPOOL_SIZE sets the pool's size.
  */
-const MOST_RUNS = Math.max(1, (Number(process.env.UV_THREADPOOL_SIZE) || 4) - 1);
+export const MOST_RUNS = Math.max(1, (Number(process.env.UV_THREADPOOL_SIZE) || 4) - 1);
 
 let running = 0;
 const waiting: (() => void)[] = [];
