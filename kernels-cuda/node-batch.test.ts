@@ -198,7 +198,6 @@ test('the rows of an archive are samples', async (t) => {
     t.deepEqual([y.dims, y.data], [[1, 2], Float32Array.of(4 * row, 4 * row + 2)]);
   }
 });
-})
 
 test('a sample that fails is reported and left out, wherever it stands in a batch', async (t) => {
   const { folder } = t.context;
