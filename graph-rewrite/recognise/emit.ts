@@ -1,10 +1,11 @@
 import type { NodeList } from '../graph/builder.js';
 import type { Value } from '../graph/graph.js';
-import type { DataTypeName } from '../onnx/data-type.js';
+import { type DataTypeName, dataTypeOf } from '../onnx/data-type.js';
 import type { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
+import { absorbs } from './mask/magnitude.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import type { MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
@@ -20,9 +21,6 @@ export interface EmittedMask {
   readonly period: number;
   readonly shape: readonly Expression[];
 }
-
-/** A value so far down that adding a score to it does not change it, in float32 and bfloat16. */
-const BOTTOMLESS = -1e30;
 
 /**
  * Adds the nodes that bring what is left of a site's masks into the one that the operator takes. Boolean masks stay
@@ -46,12 +44,7 @@ export function emitMask(
   const oneFill = booleans.every((m) => m.term.fill === fill);
   if (booleans.length === rest.length && oneFill && (!hasBand(masks) || masks.maskedValue === fill))
     return { name: conjunction(booleans, list, inference), kind: 'boolean', maskedValue: fill, ...common };
-  // A fill that the masks agree on and that nothing added changes may stand for the sum.
-  const name =
-    booleans.length > 0 && oneFill && fill === masks.maskedValue && fill <= BOTTOMLESS
-      ? selected(rest, fill, type, list, inference)
-      : sum(rest, type, list, inference);
-  return { name, kind: 'additive', maskedValue: masks.maskedValue, ...common };
+  return { name: added(rest, type, list, inference), kind: 'additive', maskedValue: masks.maskedValue, ...common };
 }
 
 /** Where all boolean masks keep the key, true. */
@@ -63,47 +56,25 @@ function conjunction(masks: readonly MaskPlacement[], list: NodeList, inference:
   return kept.reduce((a, b) => list.add('And', [a, b]));
 }
 
-/** What the other masks add where the boolean ones keep the key, and their fill elsewhere. */
-function selected(
-  masks: readonly MaskPlacement[],
-  fill: number,
-  type: DataTypeName,
-  list: NodeList,
-  inference: Inference,
-): string {
-  const booleans = masks.filter((m) => m.term.kind === 'boolean');
-  const others = masks.filter((m) => m.term.kind === 'additive');
-  const added = others.length > 0 ? sum(others, type, list, inference) : list.scalar(0, type);
-  const [only] = booleans;
-  if (booleans.length === 1 && only && !only.term.keepWhere)
-    return list.add('Where', [reshaped(only, list, inference), list.scalar(fill, type), added]);
-  return list.add('Where', [conjunction(booleans, list, inference), added, list.scalar(fill, type)]);
-}
-
-function sum(masks: readonly MaskPlacement[], type: DataTypeName, list: NodeList, inference: Inference): string {
-  return masks
-    .map((mask) => additive(mask, type, masks.length > 1, list, inference))
-    .reduce((a, b) => list.add('Add', [a, b]));
-}
-
-function additive(
-  mask: MaskPlacement,
-  type: DataTypeName,
-  joined: boolean,
-  list: NodeList,
-  inference: Inference,
-): string {
-  const { term } = mask;
-  if (term.kind === 'additive') {
-    const scaled =
-      term.factor === 1 ? term.value.name : list.add('Mul', [term.value.name, list.scalar(term.factor, type)]);
-    return reshaped(mask, list, inference, scaled);
+/** What the masks, applied in order, add to a score; a boolean one puts its fill in place of what came before. */
+function added(masks: readonly MaskPlacement[], type: DataTypeName, list: NodeList, inference: Inference): string {
+  let sum: string | undefined;
+  for (const mask of masks) {
+    const { term } = mask;
+    if (term.kind === 'additive') {
+      const scaled =
+        term.factor === 1 ? term.value.name : list.add('Mul', [term.value.name, list.scalar(term.factor, type)]);
+      const shaped = reshaped(mask, list, inference, scaled);
+      sum = sum === undefined ? shaped : list.add('Add', [sum, shaped]);
+      continue;
+    }
+    if (masks.length > 1 && !absorbs(term.fill, dataTypeOf(type)))
+      refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
+    const kept = sum ?? list.scalar(0, type);
+    const fill = list.scalar(term.fill, type);
+    sum = list.add('Where', [reshaped(mask, list, inference), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
   }
-  if (joined && term.fill > BOTTOMLESS)
-    refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
-  const zero = list.scalar(0, type);
-  const fill = list.scalar(term.fill, type);
-  return list.add('Where', [reshaped(mask, list, inference), ...(term.keepWhere ? [zero, fill] : [fill, zero])]);
+  return sum!;
 }
 
 /** The mask in the shape that it was placed in; `name` where something was done to its values already. */
