@@ -4,7 +4,7 @@ import { type DataTypeName, dataTypeName } from '../onnx/data-type.js';
 import { DataType } from '../onnx/proto.js';
 import { makeTensor } from '../onnx/tensor.js';
 import type { FlashAttentionAttributes } from './definition.js';
-import { floatTypeName, type NodeEmitter } from './emit.js';
+import { floatTypeName, type NodeEmitter, once } from './emit.js';
 import { halfToNumber } from './half.js';
 
 /** What is known of the mask before its data. */
@@ -64,43 +64,49 @@ export function applyMasks(e: NodeEmitter, scores: string, inputs: MaskingInputs
 }
 
 function maskWithWhere(e: NodeEmitter, scores: string, inputs: MaskingInputs): Masked {
-  const { attributes, mask } = inputs;
-  const type = floatTypeName(inputs.scoreType);
+  const { attributes, mask, elementType, scoreType } = inputs;
+  const type = floatTypeName(scoreType);
   const isHard = attributes.maskedValue === Number.NEGATIVE_INFINITY;
-  const maskedValue = () =>
-    e.scalar(type, Math.max(attributes.maskedValue, isHard ? -Infinity : lowest(inputs.scoreType)));
-  const where = (keep: string, kept: string) => e.op('Where', [keep, kept, maskedValue()], { label: 'masked_scores' });
+  const value = isHard ? attributes.maskedValue : Math.max(attributes.maskedValue, lowest(scoreType));
+  const where = (keep: string, kept: string, label: string) =>
+    e.op('Where', [keep, kept, e.scalar(type, value)], { label });
+  const add = (bias: string) => e.op('Add', [scores, bias], { label: 'masked_scores' });
+  const onScores = (keep: string, kept: string) => where(keep, kept, 'masked_scores');
   const positions = positionMask(e, inputs);
   if (mask === undefined) {
-    if (positions.keep === undefined) return { scores, zeroEmptyRows: (y) => y };
-    const zeroEmptyRows = (y: string) => (isHard ? zeroWhere(e, positions.empty(), y, inputs.elementType) : y);
-    return { scores: where(positions.keep.name, scores), zeroEmptyRows };
+    const { keep } = positions;
+    if (keep === undefined) return { scores, zeroEmptyRows: (y) => y };
+    const zeroEmptyRows = (y: string) => (isHard ? zeroWhere(e, positions.empty(), y, elementType) : y);
+    if (!absorbsScores(value, scoreType)) return { scores: onScores(keep.name, scores), zeroEmptyRows };
+    return { scores: add(where(keep.name, e.scalar(type, 0), 'bias')), zeroEmptyRows };
   }
   const { tensor, keep: covered } = fullMask(e, inputs, isHard);
   const keep = both(e, positions.keep, covered);
-  if (attributes.maskPeriod > 1) return maskPeriodically(e, scores, inputs, tensor, keep, where);
+  if (attributes.maskPeriod > 1) return maskPeriodically(e, scores, inputs, tensor, keep, onScores);
 
-  const maySkipGuard = !mask.mayEmptyRows && keep === undefined;
-  if (mask.kind === 'boolean') {
-    const all = both(e, tensor, keep)!;
-    const zeroEmptyRows = (y: string) =>
-      isHard && !maySkipGuard ? zeroWhere(e, noneKept(e, all), y, inputs.elementType) : y;
-    return { scores: where(all.name, scores), zeroEmptyRows };
-  }
-  const restricted = (): Broadcast =>
-    keep === undefined
-      ? tensor
-      : {
-          name: e.op('Where', [keep.name, tensor.name, maskedValue()], { label: 'bias' }),
-          rank: Math.max(keep.rank, tensor.rank),
-        };
-  const add = (bias: string) => e.op('Add', [scores, bias], { label: 'masked_scores' });
-  // With −∞, the small tensors are combined first and touch the scores once.
-  const bias = restricted();
-  const masked = isHard || keep === undefined ? add(bias.name) : where(keep.name, add(tensor.name));
-  const zeroEmptyRows = (y: string) =>
-    maySkipGuard ? y : zeroWhere(e, allInfinite(e, bias, inputs.scoreType), y, inputs.elementType);
+  const isBoolean = mask.kind === 'boolean';
+  const allKeep = isBoolean ? both(e, tensor, keep) : keep;
+  const rank = Math.max(tensor.rank, allKeep?.rank ?? 0);
+  const added = isBoolean ? e.scalar(type, 0) : tensor.name;
+  // All that is masked is put together while it is small: only one addition, in place, then touches the scores.
+  const bias = once(() => ({ name: allKeep === undefined ? added : where(allKeep.name, added, 'bias'), rank }));
+  const kept = () => (isBoolean ? scores : add(tensor.name));
+  const isSum = allKeep === undefined || absorbsScores(value, scoreType);
+  const masked = isSum ? add(bias().name) : onScores(allKeep.name, kept());
+  const mayEmpty = (mask.mayEmptyRows || keep !== undefined) && (isHard || !isBoolean);
+  const zeroEmptyRows = (y: string) => (mayEmpty ? zeroWhere(e, allInfinite(e, bias(), scoreType), y, elementType) : y);
   return { scores: masked, zeroEmptyRows };
+}
+
+/**
+ * Whether a score that the masked value is added to is rounded to the masked value itself, for every score below 10²⁰:
+ * adding can be done in place, and ONNX Runtime's `Where` takes three times the memory of the scores.
+ */
+function absorbsScores(maskedValue: number, scoreType: number): boolean {
+  const isWide = scoreType === DataType.FLOAT || scoreType === DataType.DOUBLE;
+  return (
+    maskedValue === Number.NEGATIVE_INFINITY || (isWide && maskedValue < (scoreType === DataType.FLOAT ? -1e30 : -1e38))
+  );
 }
 
 /** Where a mask is one of several for consecutive batches, scores are seen as (B / period, period, H, queries, keys). */
@@ -239,12 +245,6 @@ function both(e: NodeEmitter, a: Broadcast | undefined, b: Broadcast | undefined
 function zeroWhere(e: NodeEmitter, empty: string | undefined, output: string, elementType: number): string {
   if (empty === undefined) return output;
   return e.op('Where', [empty, e.scalar(floatTypeName(elementType), 0), output], { label: 'output_rows' });
-}
-
-/** Rows of a boolean mask that keep no key; reductions of booleans are not in every opset, of float32 they are. */
-function noneKept(e: NodeEmitter, keep: Broadcast): string {
-  const most = e.reduceMax(e.cast(keep.name, DataType.FLOAT), keep.rank - 1, 'row_keeps');
-  return e.op('Not', [e.cast(most, DataType.BOOL)], { label: 'empty_rows' });
 }
 
 /** Rows whose values are all −∞; `Equal` takes no floats before opset 11. */

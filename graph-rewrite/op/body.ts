@@ -19,7 +19,7 @@ import {
   type FlashAttentionAttributes,
   type FlashAttentionInput,
 } from './definition.js';
-import { floatTypeName, NodeEmitter, widerFloat } from './emit.js';
+import { floatTypeName, NodeEmitter, once, widerFloat } from './emit.js';
 import { type Axis, parseLayout } from './layout.js';
 import { sameAttribute, writeAttributes } from './node.js';
 
@@ -199,14 +199,6 @@ function finish(e: NodeEmitter, output: string): void {
   const last = e.nodes.find((node) => node.output[0] === output)!;
   last.output[0] = 'Y';
   last.name = 'Y';
-}
-
-function once<T>(make: () => T): () => T {
-  let made: { value: T } | undefined;
-  return () => {
-    made ??= { value: make() };
-    return made.value;
-  };
 }
 
 /** Query (B, H, S, D), key (B, H, D, S), or (B, H, S, D) with the past ones before, and value (B, H, S, Dv). */

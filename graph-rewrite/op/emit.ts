@@ -232,3 +232,12 @@ export function widerFloat(a: number, b: number): number {
   const width = (type: number) => (type === DataType.DOUBLE ? 64 : type === DataType.FLOAT ? 32 : 16);
   return width(b) > width(a) ? b : a;
 }
+
+/** A value made when it is first asked for, and kept. */
+export function once<T>(make: () => T): () => T {
+  let made: { value: T } | undefined;
+  return () => {
+    made ??= { value: make() };
+    return made.value;
+  };
+}

@@ -102,6 +102,12 @@ const FAMILIES: readonly Family[] = [
     },
   },
   {
+    name: 'GroupQueryAttention of as many key heads',
+    lower: lowerToOrt,
+    operator: 'GroupQueryAttention',
+    options: { ...wide, features: { ...groupQuery, grouped: false, past: false } },
+  },
+  {
     name: 'GroupQueryAttention',
     lower: lowerToOrt,
     operator: 'GroupQueryAttention',

@@ -11,7 +11,7 @@ import type { FlashAttentionAttributes, FlashAttentionInput } from './definition
 import { type AttributeValue, floatTypeName, NodeEmitter } from './emit.js';
 import { type Axis, parseLayout } from './layout.js';
 import { readAttributes, readInputs } from './node.js';
-import { refuse } from './site.js';
+import { isRefusal, refuse } from './site.js';
 
 /** What is known of the node, as for its function body, and how its sequences stand. */
 export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
@@ -20,6 +20,8 @@ export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
   /** Batch and number of queries, where they are the same in every run. */
   readonly batch?: number;
   readonly queries?: number;
+  /** The execution provider that is to run the node; `cpu` where it is not given. */
+  readonly provider?: 'cpu' | 'cuda';
 }
 
 export interface Lowered {
@@ -57,8 +59,12 @@ function readSite(node: NodeProto, facts: LoweringFacts): Site {
 }
 
 /**
- * `com.microsoft.MultiHeadAttention`, or `GroupQueryAttention` where heads are grouped or a causal attention has a
- * window, softcap or sink.
+ * `com.microsoft.MultiHeadAttention`, or, where the attention is causal and the operator can have it,
+ * `GroupQueryAttention`.
+ *
+ * On the CPU provider of ONNX Runtime 1.29 these take memory linear in the sequence only in part: MultiHeadAttention
+ * without mask, past and causality and with keys and values of rank 3; GroupQueryAttention without softcap. Every
+ * other form holds the scores once.
  */
 export function lowerToOrt(node: NodeProto, facts: LoweringFacts): Lowered | Refusal {
   const site = readSite(node, facts);
@@ -70,9 +76,11 @@ export function lowerToOrt(node: NodeProto, facts: LoweringFacts): Lowered | Ref
   if (attributes.softmaxPrecision === DataType.DOUBLE && facts.elementType !== DataType.DOUBLE)
     return refuse('ONNX Runtime’s operators compute no softmax in float64');
   if (facts.elementType === DataType.DOUBLE) return refuse('ONNX Runtime’s operators take no float64');
-  const isPlain = attributes.softcap === 0 && attributes.leftWindow < 0 && !facts.hasSink;
-  if (site.queryHeads === site.keyHeads && isPlain) return lowerToMultiHead(site, site.queryHeads);
-  return lowerToGroupQuery(site, site.queryHeads, site.keyHeads);
+  const isMultiHead =
+    site.queryHeads === site.keyHeads && attributes.softcap === 0 && attributes.leftWindow < 0 && !facts.hasSink;
+  if (isMultiHead && !attributes.isCausal) return lowerToMultiHead(site, site.queryHeads);
+  const grouped = lowerToGroupQuery(site, site.queryHeads, site.keyHeads);
+  return isRefusal(grouped) && isMultiHead ? lowerToMultiHead(readSite(node, facts), site.queryHeads) : grouped;
 }
 
 /** Causality means the same in every operator where queries and new keys are as many. */
@@ -93,22 +101,10 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
     return refuse('MultiHeadAttention with a past needs keys and values of the same known head dimension');
   const sizes = knownSizes(site);
   const query = sequenceFirst(site, 'Q', attributes.queryLayout, sizes.query);
-  // Keys and values of rank 4 stand heads first, and are not split again; they must be alike, and have no past.
-  const isSequenceFirst =
-    facts.hasPast === true ||
-    !isSameDimension ||
-    [attributes.keyLayout, attributes.valueLayout].every((l) => startsWithSequence(l));
-  const read = (name: 'K' | 'V', layout: string, known: KnownSizes) =>
-    isSequenceFirst
-      ? sequenceFirst(site, name, layout, known)
-      : fromLayout(e, inputs[name], parseLayout(layout), HEADS_FIRST, known, noDimension, name.toLowerCase());
-  const key = read('K', attributes.keyLayout, sizes.key);
-  const value = read('V', attributes.valueLayout, sizes.value);
-  const bias = attentionBias(
-    site,
-    { name: query, sequenceAxis: 1 },
-    { name: key, sequenceAxis: isSequenceFirst ? 1 : 2 },
-  );
+  // The operator takes keys and values heads first too, but then holds the scores.
+  const key = sequenceFirst(site, 'K', attributes.keyLayout, sizes.key);
+  const value = sequenceFirst(site, 'V', attributes.valueLayout, sizes.value);
+  const bias = attentionBias(site, { name: query, sequenceAxis: 1 }, { name: key, sequenceAxis: 1 });
   const [Y, ...presents] = outputNames(site);
   const result = isRankThree(attributes.outputLayout) ? Y! : e.fresh('attention');
   e.node(
@@ -134,6 +130,8 @@ function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lo
   if (!attributes.isCausal) return refuse('GroupQueryAttention is always causal, and this is not');
   const wrong = checkCausality(site);
   if (wrong !== undefined) return wrong;
+  if (facts.provider === 'cuda' && facts.elementType === DataType.FLOAT)
+    return refuse('GroupQueryAttention on CUDA takes 16-bit types only');
   if (facts.mask !== undefined) return refuse('GroupQueryAttention with a mask is not in every provider');
   if (known?.headDimension === undefined || known.headDimension !== known.valueDimension)
     return refuse('GroupQueryAttention needs keys and values of the same known head dimension');
@@ -238,12 +236,6 @@ function scaleAttribute({ scale }: FlashAttentionAttributes): Record<string, Att
 }
 
 const isRankThree = (layout: string): boolean => layout === 'BS(HD)';
-
-/** Whether the layout's axes stand batch, sequence, heads, dimension, so that no transpose is needed for rank 3. */
-function startsWithSequence(layout: string): boolean {
-  const axes = parseLayout(layout).flatMap((d) => d.factors.filter((f) => typeof f === 'string'));
-  return axes.join('') === 'BSHD';
-}
 
 /** (batch, sequence, heads · dimension). */
 function sequenceFirst(site: Site, name: 'Q' | 'K' | 'V', layout: string, known: KnownSizes): string {
