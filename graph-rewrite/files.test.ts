@@ -43,16 +43,21 @@ const failure = async (action: () => unknown): Promise<string> => {
   }
 };
 
-/** A model with one external tensor (1, 2) at `location`, its data file, and what the reader makes of it. */
-function externalModel(folder: string, location = 'data/weights.bin', writeData = true): string {
+/** Two floats at byte 4 of a data file. */
+function externalTensor(name: string, location: string): TensorProto {
   const entry = (key: string, value: string) => StringStringEntryProto.create({ key, value });
-  const tensor = TensorProto.create({
-    name: 'weights',
+  return TensorProto.create({
+    name,
     dims: [Long.fromInt(2)],
     data_type: DataType.FLOAT,
     data_location: DataLocation.EXTERNAL,
     external_data: [entry('location', location), entry('offset', '4'), entry('length', '8')],
   });
+}
+
+/** A model with one external tensor (1, 2) at `location`, its data file, and what the reader makes of it. */
+function externalModel(folder: string, location = 'data/weights.bin', writeData = true): string {
+  const tensor = externalTensor('weights', location);
   const path = join(folder, 'model.onnx');
   const graph = GraphProto.create({ name: 'g', initializer: [tensor] });
   writeFileSync(path, encodeModel(ModelProto.create({ graph })));
@@ -167,6 +172,32 @@ test("another model's data file is not overwritten, nor a model's own data by th
     /invalid-argument: the output would overwrite/,
   );
   t.is(statSync(hard).size, 16);
+});
+
+test('of several data files, all are placed or none', async (t) => {
+  const source = externalModel(newFolder());
+  const model = readModelFile(source);
+  const second = externalTensor('second', 'data/more/second.bin');
+  model.graph!.initializer.push(second);
+  mkdirSync(join(source, '..', 'data', 'more'));
+  writeFileSync(join(source, '..', 'data', 'more', 'second.bin'), new Uint8Array(16));
+  for (const externalData of ['link', 'copy'] as const) {
+    const folder = newFolder();
+    const out = join(folder, 'new', 'out.onnx');
+    const written = await writeModelFile(out, model, { source, externalData });
+    t.is(written.dataFiles.length, 2);
+    t.deepEqual(listing(folder), ['out.onnx', 'second.bin', 'weights.bin']);
+    const blocked = newFolder();
+    mkdirSync(join(blocked, 'data', 'more'), { recursive: true });
+    writeFileSync(join(blocked, 'data', 'more', 'second.bin'), "another model's!");
+    const message = await failure(() => writeModelFile(join(blocked, 'out.onnx'), model, { source, externalData }));
+    t.regex(message, /external-data: another data file has the place .*second\.bin/);
+    t.deepEqual(listing(blocked), ['second.bin']);
+  }
+  rmSync(join(source, '..', 'data', 'more', 'second.bin'));
+  const folder = newFolder();
+  t.regex(await failure(() => writeModelFile(join(folder, 'new', 'out.onnx'), model, { source })), /missing/);
+  t.deepEqual(readdirSync(folder), []);
 });
 
 test('unreadable and unwritable paths are named with the reason', async (t) => {

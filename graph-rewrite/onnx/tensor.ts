@@ -41,11 +41,13 @@ function malformed(tensor: TensorProto, what: string): never {
  * @throws OrtFlashError `malformed-model` where one is negative, or their product is no exact number
  */
 export function tensorShape(tensor: TensorProto): number[] {
-  const shape = tensor.dims.map((dim) => Long.fromValue(dim).toNumber());
-  if (shape.some((extent) => extent < 0)) malformed(tensor, `dimensions (${shape.join(', ')}) include a negative one`);
+  const shape = tensor.dims.map(({ low, high }) => high * 2 ** 32 + (low >>> 0));
   let product = 1;
-  // An extent of 0 must not hide that the others overflow: every reader multiplies in its own order.
-  for (const extent of shape) product *= Math.max(extent, 1);
+  for (const extent of shape) {
+    if (extent < 0) malformed(tensor, `dimensions (${shape.join(', ')}) include a negative one`);
+    // An extent of 0 must not hide that the others overflow: every reader multiplies in its own order.
+    product *= Math.max(extent, 1);
+  }
   if (product > LARGEST_COUNT) malformed(tensor, `dimensions (${shape.join(', ')}) overflow`);
   return shape;
 }
@@ -62,8 +64,11 @@ export function elementCount(tensor: TensorProto): number {
  */
 export function tensorByteSize(tensor: TensorProto): number | undefined {
   const info = dataTypeInfo(tensor.data_type);
-  const count = elementCount(tensor);
-  return info === undefined || info.kind === 'string' ? undefined : Math.ceil((count * info.bits) / 8);
+  return info === undefined ? undefined : bytesOf(info, elementCount(tensor));
+}
+
+function bytesOf(info: DataTypeInfo, count: number): number | undefined {
+  return info.kind === 'string' ? undefined : Math.ceil((count * info.bits) / 8);
 }
 
 /**
@@ -76,10 +81,11 @@ export function checkTensor(tensor: TensorProto): void {
   if ((tensor.data_type ?? 0) === 0) malformed(tensor, 'the tensor has no data type');
   const info = dataTypeInfo(tensor.data_type);
   if (info === undefined || tensor.segment !== null) return;
+  const size = bytesOf(info, count);
   const filled = filledFields(tensor);
   if (isExternal(tensor)) {
     if (filled.length > 0) malformed(tensor, `the tensor is external and has ${filled.join(' and ')} too`);
-    checkedReference(tensor, tensorByteSize(tensor));
+    checkedReference(tensor, size);
     return;
   }
   if (filled.length > 1) malformed(tensor, `the tensor has both ${filled.join(' and ')}`);
@@ -90,12 +96,14 @@ export function checkTensor(tensor: TensorProto): void {
   if (found !== expected) malformed(tensor, `the tensor holds ${found} ${unit}, its dimensions say ${expected}`);
 }
 
-const FIELDS = ['raw_data', 'float_data', 'int32_data', 'int64_data', 'double_data', 'uint64_data'] as const;
+const PACKED_FIELDS = ['float_data', 'int32_data', 'int64_data', 'double_data', 'uint64_data'] as const;
 
 function filledFields(tensor: TensorProto): string[] {
-  const filled: string[] = FIELDS.filter((field) =>
-    field === 'raw_data' ? (tensor.raw_data?.length ?? 0) > 0 : packedRuns(tensor, field).some((run) => run.length > 0),
-  );
+  const filled: string[] = [];
+  if ((tensor.raw_data?.length ?? 0) > 0) filled.push('raw_data');
+  for (const field of PACKED_FIELDS) {
+    if (packedRuns(tensor, field).some((run) => run.length > 0)) filled.push(field);
+  }
   if (tensor.string_data.length > 0) filled.push('string_data');
   return filled;
 }
