@@ -8,7 +8,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir, totalmem, type } from 'node:os';
+import { arch, cpus, tmpdir, totalmem, type } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readModelFile, writeModelFile, writeWholeFile } from '../graph-rewrite/files.js';
@@ -157,8 +157,9 @@ function printTable(results: readonly Result[]): void {
     'fused',
     'read+write s',
     'rewrite s',
-    'its MB',
-    'peak MB',
+    'its CPU s',
+    'read+write MB',
+    'rewrite MB',
     'within bounds',
   ];
   const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)));
@@ -180,7 +181,7 @@ async function main(): Promise<void> {
     subject: 'rewrite',
     date: new Date().toISOString().slice(0, 10),
     machine,
-    system: `${type()} ${release()}`,
+    system: `${type()} ${arch()}`,
     versions: { node: process.versions.node },
     results,
   };
