@@ -36,6 +36,16 @@ export class Output {
     this.#debug = options.debug === true;
     // A reader that has gone (`| head`) is no fault of ours: what is left of the output is dropped, the work goes on.
     for (const stream of [process.stdout, process.stderr]) stream.on('error', ignoreClosedPipe);
+    // Node's own form of a warning takes two lines and names the process.
+    process.removeAllListeners('warning');
+    process.on('warning', (warning) => this.warning(warning));
+  }
+
+  /** Something that the user should know and that does not keep the command from its work; one line on stderr. */
+  warning(warning: Error): void {
+    this.#endProgress();
+    process.stderr.write(`warning: ${oneLine(warning.message)}\n`);
+    if (this.#debug) process.stderr.write(`${warning.stack}\n`);
   }
 
   /** A line of the result for people; nothing with --json. */
@@ -74,7 +84,7 @@ export class Output {
       const { code, place, hint } = known ? error : { code: 'internal', place: {}, hint: undefined };
       this.document({ error: { code, message, place, ...(hint === undefined ? {} : { hint }) } });
     }
-    process.stderr.write(`${paint(process.stderr, 'red', 'error:')} ${message.replace(/\s*\n\s*/g, ' ')}\n`);
+    process.stderr.write(`${paint(process.stderr, 'red', 'error:')} ${oneLine(message)}\n`);
     if (this.#debug && error instanceof Error) process.stderr.write(`${error.stack}\n${causes(error)}`);
     return EXIT.fault;
   }
@@ -92,6 +102,8 @@ export class Output {
     return holds ? paint(process.stdout, 'green', '✔') : paint(process.stdout, 'red', '✘');
   }
 }
+
+const oneLine = (text: string) => text.replace(/\s*\n\s*/g, ' ');
 
 function ignoreClosedPipe(error: NodeJS.ErrnoException): void {
   if (error.code !== 'EPIPE') throw error;

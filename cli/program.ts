@@ -100,10 +100,43 @@ function addRunCommands(add: Add): void {
   add('demo', async () => (await import('./commands/demo.js')).demo).description(
     'rewrite real exports, compare them with the untouched ones, and show what attention costs',
   );
+  add('run <model>', async () => (await import('./commands/run.js')).run)
+    .description('run a model over many samples')
+    .requiredOption(
+      '--inputs <place>',
+      'samples: a folder of input_N.pb or NAME.npy, of test_data_set_*, a .npz or .jsonl',
+    )
+    .requiredOption('--outputs <dir>', 'folder for the results, one folder a sample')
+    .addOption(new Option('--device <device>', 'where to run').choices(['cpu', 'webgpu', 'cuda']).default('cpu'))
+    .option('--device-ids <list>', 'GPUs to use, for cuda: 0,1', parseIndices)
+    .option('--batch <size>', 'the most samples that one run takes together', parsePositive, 1)
+    .option('--no-resume', 'run samples again whose results are already there')
+    .addOption(new Option('--format <format>', 'format of the results').choices(['pb', 'npy']));
+  add('export <format> <model>', async () => (await import('./commands/export.js')).exportModel)
+    .description('write a model for a server; the format is triton: a model repository')
+    .requiredOption('--out <dir>', 'folder of the model repository')
+    .option('--name <name>', 'the model’s name there; default its file’s')
+    .option('--model-version <number>', 'version to write', parsePositive, 1)
+    .option('--library <file>', 'the custom-op library of the CUDA kernels, to take along')
+    .option('--server-path <dir>', 'where the server sees the repository; default the same folder')
+    .option('--max-batch <size>', 'the most samples that the server runs together, 0 for none', parseCount)
+    .option('--instances <number>', 'copies of the model that run at a time', parsePositive, 1)
+    .addOption(new Option('--device <device>', 'what the server runs on').choices(['gpu', 'cpu']).default('gpu'));
   add('bench <subject> [args...]', async () => (await import('./commands/bench.js')).bench)
     .description('run a benchmark of bench/; its own options follow the subject')
     .allowUnknownOption()
     .passThroughOptions();
+}
+
+/** A whole number, 0 or more. */
+function parseCount(text: string): number {
+  if (!/^\d+$/.test(text.trim())) throw new InvalidArgumentError(`"${text}" is no whole number`);
+  return Number(text);
+}
+
+/** A list of indices, `0,1`. */
+function parseIndices(text: string): number[] {
+  return text.split(',').map(parseCount);
 }
 
 /** A list of positive integers, `512,2048`. */

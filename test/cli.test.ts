@@ -1,12 +1,13 @@
 /** The command line as a user meets it: exit codes, messages, what is on stdout and stderr, and what is on the disk. */
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
-import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { decodeModel, decodeTensor, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { DataLocation, type ModelProto, StringStringEntryProto } from '../graph-rewrite/onnx/proto.js';
+import { tensorFloats } from '../graph-rewrite/onnx/tensor.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { bundledModel, bundledModels } from '../models/corpus.js';
 
@@ -63,7 +64,8 @@ function refused(t: ExecutionContext, args: string[], message: RegExp): void {
 test('help and version go to stdout and succeed', (t) => {
   const help = ortFlash('--help');
   t.is(help.code, 0);
-  for (const command of ['rewrite', 'inspect', 'verify', 'bench', 'demo']) t.true(help.stdout.includes(command));
+  for (const command of ['rewrite', 'inspect', 'verify', 'run', 'export', 'bench', 'demo'])
+    t.true(help.stdout.includes(command));
   t.is(ortFlash('rewrite', '--help').code, 0);
   t.regex(ortFlash('--version').stdout, /^\d+\.\d+\.\d+\n$/);
 });
@@ -80,6 +82,9 @@ test('wrong arguments: exit code 2 and one line that says what to do', (t) => {
   refused(t, ['verify', bert], /missing required argument "b"/);
   refused(t, ['verify', bert, bert, bert], /too many arguments/);
   refused(t, ['verify', bert, bert, '--tolerance', '-1'], /is no positive number/);
+  refused(t, ['run', bert, '--inputs', '.'], /--outputs/);
+  refused(t, ['run', bert, '--inputs', '.', '--outputs', '.', '--device', 'tpu'], /allowed choices are/);
+  refused(t, ['export', 'tensorflow', bert, '--out', '.'], /there is triton/);
   refused(t, ['bench', 'nothing'], /there is no benchmark "nothing"/);
 });
 
@@ -245,6 +250,45 @@ test('inspect tells form, heads and memory', (t) => {
     );
   }
   t.regex(ortFlash('inspect', llama).stdout, /512 tokens/);
+});
+
+test('run gives what PyTorch gave, and goes on where it left off', (t) => {
+  const folder = scratch(t);
+  const { dataFolder } = bundledModel('bert-ts11');
+  const args = ['run', bert, '--inputs', dataFolder, '--outputs', folder, '--json'];
+  const first = ortFlash(...args);
+  t.is(first.code, 0, first.stderr);
+  // Where the Node addon is not built, a warning says so.
+  t.regex(first.stderr, /^(warning: [^\n]+\n)?$/);
+  t.like(JSON.parse(first.stdout), { total: 1, finished: 1, skipped: 0, failed: [] });
+  const written = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.pb'));
+  t.is(written.length, 1);
+  const actual = tensorFloats(decodeTensor(readFileSync(join(folder, written[0]!))));
+  const expected = tensorFloats(decodeTensor(readFileSync(join(dataFolder, 'output_0.pb'))));
+  t.is(actual.length, expected.length);
+  t.true(actual.every((value, index) => Math.abs(value - expected[index]!) < 1e-4));
+  t.like(JSON.parse(ortFlash(...args).stdout), { finished: 0, skipped: 1 });
+});
+
+test('export triton writes a model repository', (t) => {
+  const folder = scratch(t);
+  const { code, stdout, stderr } = ortFlash('export', 'triton', bert, '--out', folder, '--name', 'bert', '--json');
+  t.is(code, 0, stderr);
+  t.like(JSON.parse(stdout), { format: 'triton', folder: join(folder, 'bert') });
+  t.true(existsSync(join(folder, 'bert', 'config.pbtxt')));
+  t.true(readFileSync(join(folder, 'bert', '1', 'model.onnx')).equals(readFileSync(bert)));
+  refused(t, ['export', 'triton', bert, '--out', folder, '--name', 'bert'], /has this model already/);
+});
+
+test('inspect draws each kind of site before and after', (t) => {
+  const folder = scratch(t);
+  const path = join(folder, 'sites.svg');
+  t.is(ortFlash('inspect', llama, '--svg', path).code, 0);
+  const picture = readFileSync(path, 'utf8');
+  t.regex(picture, /^<svg xmlns="http:\/\/www\.w3\.org\/2000\/svg"[\s\S]*<\/svg>\n$/);
+  t.is(picture.match(/>Softmax</g)?.length, 1);
+  t.is(picture.match(/>FlashAttention</g)?.length, 1);
+  t.notRegex(picture, /NaN|undefined/);
 });
 
 test('a reader that goes away is no error', async (t) => {

@@ -1,0 +1,61 @@
+import { resolve } from 'node:path';
+import type { BatchDevice, BatchProgress, TensorFileFormat } from '../../kernels-cuda/node-batch-types.js';
+import { EXIT, type ExitCode, type Output } from '../output.js';
+import { count } from '../text.js';
+
+export interface RunCommandOptions {
+  readonly inputs: string;
+  readonly outputs: string;
+  readonly device: BatchDevice;
+  readonly deviceIds?: readonly number[];
+  readonly batch: number;
+  readonly resume: boolean;
+  readonly format?: TensorFileFormat;
+}
+
+/**
+ * `ort-flash run MODEL --inputs … --outputs …`. Ctrl-C lets what is running finish and be written; a second one ends
+ * the process at once.
+ */
+export async function run(output: Output, model: string, options: RunCommandOptions): Promise<ExitCode> {
+  const { runBatch } = await import('../../kernels-cuda/node-batch.js');
+  const { inputs, outputs, device, deviceIds, batch, resume, format } = options;
+  const interruption = new AbortController();
+  const interrupt = () => interruption.abort();
+  process.once('SIGINT', interrupt);
+  try {
+    const summary = await runBatch({
+      model,
+      inputs,
+      outputs,
+      device,
+      batch,
+      resume,
+      ...(deviceIds === undefined ? {} : { deviceIds }),
+      ...(format === undefined ? {} : { format }),
+      signal: interruption.signal,
+      onProgress: (progress) => output.progress(describe(progress)),
+    });
+    const failed = summary.failed.map(({ sample, error }) => ({ sample, code: error.code, message: error.message }));
+    output.document({ model, inputs, outputs, ...summary, failed });
+    output.line(`${summary.explanation}`);
+    for (const { sample, message } of failed.slice(0, 20)) output.line(`${output.mark(false)} ${sample}: ${message}`);
+    if (failed.length > 20) output.line(`  and ${failed.length - 20} more; --json lists them all`);
+    const already = summary.skipped > 0 ? `, ${summary.skipped} were there already` : '';
+    const rate = `${summary.samplesPerSecond.toPrecision(3)} a second`;
+    output.line(
+      `${output.mark(failed.length === 0 && !summary.interrupted)} ${count(summary.finished, 'sample')} of ` +
+        `${summary.total} run in ${summary.seconds.toFixed(1)} s (${rate})${already}; results in ${resolve(outputs)}`,
+    );
+    if (summary.interrupted) output.line('interrupted: the same command goes on from here');
+    if (summary.interrupted) process.exitCode = 130;
+    return failed.length > 0 ? EXIT.fault : EXIT.success;
+  } finally {
+    process.off('SIGINT', interrupt);
+  }
+}
+
+function describe({ total, finished, skipped, failed, samplesPerSecond }: BatchProgress): string {
+  const faults = failed > 0 ? `, ${failed} failed` : '';
+  return `${finished + skipped + failed}/${total} samples${faults}, ${samplesPerSecond.toPrecision(3)} a second`;
+}
