@@ -70,12 +70,21 @@ type Add = <Arguments extends readonly unknown[]>(usage: string, load: () => Pro
 const EXIT_CODES = `
 Exit codes: 0 success, 1 a check did not hold, 2 the input or the arguments are at fault.`;
 
+const targetOption = () =>
+  new Option(
+    '--target <form>',
+    'what attention becomes: FlashAttention, ONNX Runtime’s fused operators, or standard ONNX',
+  )
+    .choices(['flash', 'ort', 'onnx'])
+    .default('flash');
+
 function addModelCommands(add: Add): void {
   add('rewrite <in>', async () => (await import('./commands/rewrite.js')).rewrite)
     .description('fuse every attention of a model; report each site, and why where it is not fused')
     .option('-o, --output <out>', 'the file to write')
     .option('--dry-run', 'only report, write nothing')
     .option('--verify', 'compare with the untouched model before anything is written')
+    .addOption(targetOption())
     .addOption(
       new Option('--external-data <mode>', 'data files of a model with external data, for an output in another folder')
         .choices(['keep', 'link', 'copy'])
@@ -97,9 +106,9 @@ function addModelCommands(add: Add): void {
 }
 
 function addRunCommands(add: Add): void {
-  add('demo', async () => (await import('./commands/demo.js')).demo).description(
-    'rewrite real exports, compare them with the untouched ones, and show what attention costs',
-  );
+  add('demo', async () => (await import('./commands/demo.js')).demo)
+    .description('rewrite real exports, compare them with the untouched ones, and show what attention costs')
+    .option('--lengths <list>', 'sequence lengths to measure at', parseLengths, [512, 1024, 2048, 4096]);
   add('run <model>', async () => (await import('./commands/run.js')).run)
     .description('run a model over many samples')
     .requiredOption(

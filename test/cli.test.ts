@@ -77,6 +77,7 @@ test('wrong arguments: exit code 2 and one line that says what to do', (t) => {
   refused(t, ['rewrite', bert], /add -o OUT, or --dry-run/);
   refused(t, ['rewrite', bert, '-o'], /argument missing/);
   refused(t, ['rewrite', bert, '--dryrun'], /unknown option "--dryrun"; did you mean --dry-run\?/);
+  refused(t, ['rewrite', bert, '--dry-run', '--target', 'tensorrt'], /allowed choices are flash, ort, onnx/);
   refused(t, ['inspect', bert, '--lengths', '512,many'], /"many" is no positive whole number/);
   refused(t, ['inspect', bert, '--lengths', ''], /is no positive whole number/);
   refused(t, ['verify', bert], /missing required argument "b"/);
@@ -212,6 +213,24 @@ test('--dry-run writes nothing; rewriting in place works', (t) => {
   t.false(readFileSync(path).equals(readFileSync(bert)));
   t.is(ortFlash('verify', bert, path).code, 0);
   t.deepEqual(readdirSync(folder), ['model.onnx']);
+});
+
+test('every target gives a model that agrees', (t) => {
+  const folder = scratch(t);
+  const vit = bundledModel('vit-sdpa-ts17').modelFile;
+  for (const [target, operator] of [
+    ['flash', 'ortflash.FlashAttention'],
+    ['ort', 'com.microsoft.MultiHeadAttention'],
+  ]) {
+    const out = join(folder, `${target}.onnx`);
+    const { code, stdout, stderr } = ortFlash('rewrite', vit, '-o', out, '--target', target!, '--verify', '--json');
+    t.is(code, 0, stderr);
+    t.like(JSON.parse(stdout), { target, verification: { holds: true } });
+    const { graph } = decodeModel(readFileSync(out));
+    const operators = graph!.node.map(({ domain, op_type }) => `${domain}.${op_type}`);
+    t.is(operators.filter((one) => one === operator).length, bundledModel('vit-sdpa-ts17').sites);
+  }
+  t.is(ortFlash('rewrite', vit, '--dry-run', '--target', 'onnx', '--verify').code, 0);
 });
 
 test('models that differ: exit code 1, and where', (t) => {

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { type ExternalDataMode, readModelFile, type WriteReport, writeModelFile } from '../../graph-rewrite/files.js';
+import { type LoweredSite, type LoweringTarget, lowerModel } from '../../graph-rewrite/lower.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../../graph-rewrite/onnx/external.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
@@ -12,7 +13,7 @@ import type { RewriteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
 import { printSites } from '../sites.js';
-import { formatBytes } from '../text.js';
+import { count, formatBytes } from '../text.js';
 import type { VerifyReport } from '../verify.js';
 import { printVerification } from './verify.js';
 
@@ -20,6 +21,7 @@ export interface RewriteCommandOptions {
   readonly output?: string;
   readonly dryRun?: boolean;
   readonly verify?: boolean;
+  readonly target: 'flash' | LoweringTarget;
   readonly externalData: ExternalDataMode;
 }
 
@@ -37,9 +39,12 @@ export async function rewrite(output: Output, input: string, options: RewriteCom
   output.progress(`reading ${input}`);
   const model = readModelFile(input);
   validateModel(model);
-  const report = rewriteModel(model, {
+  const rewritten = rewriteModel(model, {
     onProgress: (done, total) => output.progress(`rewriting, site ${done} of ${total}`),
   });
+  const nodesWithFlash = model.graph!.node.length;
+  const lowered = options.target === 'flash' ? undefined : lowerModel(model, options.target);
+  const report = { ...rewritten, nodesAfter: rewritten.nodesAfter + model.graph!.node.length - nodesWithFlash };
   const verification = options.verify ? await verifyRewritten(output, input, model, target) : undefined;
   const written =
     target === undefined || verification?.holds === false
@@ -48,21 +53,37 @@ export async function rewrite(output: Output, input: string, options: RewriteCom
   output.document({
     input,
     output: written && target !== undefined ? target : null,
+    target: options.target,
     fused: report.sites.filter((site) => site.fused).length,
     ...report,
+    ...(lowered === undefined ? {} : { lowered }),
     ...(verification === undefined ? {} : { verification }),
     ...(written === undefined ? {} : { written }),
   });
-  printRewrite(output, report, verification);
+  printRewrite(output, report, lowered, verification);
   if (written && target !== undefined) printWritten(output, target, written);
   else if (verification?.holds === false) output.line('nothing was written');
   return verification?.holds === false ? EXIT.checkFailed : EXIT.success;
 }
 
-function printRewrite(output: Output, report: RewriteReport, verification: VerifyReport | undefined): void {
+function printRewrite(
+  output: Output,
+  report: RewriteReport,
+  lowered: readonly LoweredSite[] | undefined,
+  verification: VerifyReport | undefined,
+): void {
   printSites(output, report.sites);
+  if (lowered) printLowered(output, lowered);
   output.line(`nodes: ${report.nodesBefore} before, ${report.nodesAfter} after`);
   if (verification) printVerification(output, verification);
+}
+
+/** What the fused sites became, and why some stayed FlashAttention. */
+function printLowered(output: Output, lowered: readonly LoweredSite[]): void {
+  const operators = new Map<string, number>();
+  for (const { operator } of lowered) operators.set(operator, (operators.get(operator) ?? 0) + 1);
+  for (const [operator, sites] of operators) output.line(`${count(sites, 'site')} became ${operator}`);
+  for (const { node, refusal } of lowered) if (refusal) output.line(`  ${node} stayed: ${refusal.reason}`);
 }
 
 function printWritten(output: Output, target: string, { bytes, dataFiles }: WriteReport): void {
