@@ -2,7 +2,6 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { cpus, freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { readModelFile, writeModelFile } from '../../graph-rewrite/files.js';
-import { lowerModel } from '../../graph-rewrite/lower.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { buildTransformer } from '../../models/builder.js';
 import { bundledModel } from '../../models/corpus.js';
@@ -145,8 +144,7 @@ async function measureEncoder(output: Output, folder: string, lengths: readonly 
 async function writeEncoder(before: string, after: string): Promise<boolean> {
   const model = buildTransformer(ENCODER);
   await writeModelFile(before, model);
-  rewriteModel(model);
-  lowerModel(model, 'ort');
+  rewriteModel(model, { target: 'ort' });
   await writeModelFile(after, model);
   return (await verifyModels(before, after)).holds;
 }

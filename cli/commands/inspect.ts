@@ -1,6 +1,5 @@
 import { basename } from 'node:path';
 import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
-import { validateModel } from '../../graph-rewrite/onnx/validate.js';
 import type { SiteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
@@ -26,7 +25,6 @@ interface ScoreMemory {
 export async function inspect(output: Output, input: string, options: InspectCommandOptions): Promise<ExitCode> {
   output.progress(`reading ${input}`);
   const model = readModelFile(input);
-  validateModel(model);
   const report = rewriteModel(model, {});
   const sites = report.sites.map((site) => ({ ...site, scores: scoreMemory(site, options) }));
   if (options.svg !== undefined) {

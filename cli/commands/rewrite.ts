@@ -3,13 +3,12 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { type ExternalDataMode, readModelFile, type WriteReport, writeModelFile } from '../../graph-rewrite/files.js';
-import { type LoweredSite, type LoweringTarget, lowerModel } from '../../graph-rewrite/lower.js';
+import type { LoweringTarget } from '../../graph-rewrite/lower.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../../graph-rewrite/onnx/external.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
-import { validateModel } from '../../graph-rewrite/onnx/validate.js';
 import { forEachTensor } from '../../graph-rewrite/onnx/walk.js';
-import type { RewriteReport } from '../../graph-rewrite/report.js';
+import type { LoweredSite, RewriteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
 import { printSites } from '../sites.js';
@@ -38,13 +37,10 @@ export async function rewrite(output: Output, input: string, options: RewriteCom
   }
   output.progress(`reading ${input}`);
   const model = readModelFile(input);
-  validateModel(model);
-  const rewritten = rewriteModel(model, {
+  const report = rewriteModel(model, {
+    target: options.target,
     onProgress: (done, total) => output.progress(`rewriting, site ${done} of ${total}`),
   });
-  const nodesWithFlash = model.graph!.node.length;
-  const lowered = options.target === 'flash' ? undefined : lowerModel(model, options.target);
-  const report = { ...rewritten, nodesAfter: rewritten.nodesAfter + model.graph!.node.length - nodesWithFlash };
   const verification = options.verify ? await verifyRewritten(output, input, model, target) : undefined;
   const written =
     target === undefined || verification?.holds === false
@@ -56,24 +52,18 @@ export async function rewrite(output: Output, input: string, options: RewriteCom
     target: options.target,
     fused: report.sites.filter((site) => site.fused).length,
     ...report,
-    ...(lowered === undefined ? {} : { lowered }),
     ...(verification === undefined ? {} : { verification }),
     ...(written === undefined ? {} : { written }),
   });
-  printRewrite(output, report, lowered, verification);
+  printRewrite(output, report, verification);
   if (written && target !== undefined) printWritten(output, target, written);
   else if (verification?.holds === false) output.line('nothing was written');
   return verification?.holds === false ? EXIT.checkFailed : EXIT.success;
 }
 
-function printRewrite(
-  output: Output,
-  report: RewriteReport,
-  lowered: readonly LoweredSite[] | undefined,
-  verification: VerifyReport | undefined,
-): void {
+function printRewrite(output: Output, report: RewriteReport, verification: VerifyReport | undefined): void {
   printSites(output, report.sites);
-  if (lowered) printLowered(output, lowered);
+  if (report.lowered) printLowered(output, report.lowered);
   output.line(`nodes: ${report.nodesBefore} before, ${report.nodesAfter} after`);
   if (verification) printVerification(output, verification);
 }
