@@ -1,8 +1,8 @@
 import type { FunctionTable } from './functions.js';
 import { NodeList } from './graph/builder.js';
-import type { Graph, Node, Value } from './graph/graph.js';
+import type { Graph, Node } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
-import { DataType, type NodeProto } from './onnx/proto.js';
+import type { NodeProto } from './onnx/proto.js';
 import type { FunctionVariant } from './op/body.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './op/definition.js';
 import { formatLayout, isMerged, parseLayout } from './op/layout.js';
@@ -77,8 +77,7 @@ function maskVariant(mask: EmittedMask): NonNullable<FunctionVariant['mask']> {
 export function applyOperator(site: OperatorSite, functions: FunctionTable, inference: Inference): AppliedSite {
   const { node, read, attributes } = site;
   const { graph } = node;
-  const maskName = read.inputs.attn_mask;
-  const mask = maskName === undefined ? undefined : operatorMask(graph.value(maskName)!, attributes, inference);
+  const mask = operatorMask(site, inference);
   const variant: FunctionVariant = {
     attributes,
     elementType: site.type,
@@ -98,9 +97,9 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
   };
   const call: FlashAttentionNode = {
     attributes,
-    inputs: { ...read.inputs, Q: site.query.value.name, K: site.key.value.name, V: site.value.value.name },
-    outputs: { ...presentOutputs(read), Y: site.output.value.name },
-    name: site.output.value.name,
+    inputs: { ...read.inputs, Q: site.query.name, K: site.key.name, V: site.value.name },
+    outputs: { ...presentOutputs(read), Y: site.output.name },
+    name: site.output.name,
     overload: functions.overload(variant),
   };
   // The operator writes straight into what its output became; the moves between go, with what computed their shapes.
@@ -110,24 +109,30 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
     dead.push(...move.inputs.flatMap((v) => v?.producer ?? []));
     graph.remove(move);
   }
-  const nodes = replaceBy(graph, node, [...read.nodes, flashAttentionNode(call)], dead);
-  return { node: nodes.at(-1)!, attributes, mask };
+  const operator = flashAttentionNode(call);
+  const nodes = replaceBy(graph, node, [...read.nodes, operator, ...read.nodesAfter], dead);
+  return { node: nodes.find((n) => n.proto === operator)!, attributes, mask };
 }
 
-function operatorMask(value: Value, attributes: FlashAttentionAttributes, inference: Inference): EmittedMask {
-  const { type, shape } = inference.of(value);
-  if (!shape) return refuse('the rank of the mask is not known', value);
-  const kind = type === DataType.BOOL ? 'boolean' : 'additive';
-  return { name: value.name, kind, rank: shape.length, maskedValue: attributes.maskedValue, period: 0, shape };
+function operatorMask({ node, read, attributes }: OperatorSite, inference: Inference): EmittedMask | undefined {
+  const name = read.inputs.attn_mask;
+  if (name === undefined || !read.mask) return undefined;
+  const value = node.graph.value(name);
+  const shape = (value && inference.of(value).shape) ?? [];
+  return { name, ...read.mask, maskedValue: attributes.maskedValue, period: 0, shape };
 }
 
 /** Whether the mask is broadcast over the keys, or as long as they are. */
 function spansKeys({ node, read }: OperatorSite, mask: EmittedMask, inference: Inference): boolean {
-  const shape = (name: string) => inference.of(node.graph.value(name)!).shape;
+  const shape = (name: string) => {
+    const value = node.graph.value(name);
+    return value && inference.of(value).shape;
+  };
   const keys = shape(read.inputs.K)?.at(read.attributes.keyLayout === 'BHSD' ? 2 : 1);
   const past = read.inputs.past_key === undefined ? Expression.constant(0) : shape(read.inputs.past_key)?.[2];
   const covered = mask.shape.at(-1);
-  return !covered || covered.equals(1) || (keys !== undefined && past !== undefined && covered.equals(keys.plus(past)));
+  if (!covered) return mask.rank === 0;
+  return covered.equals(1) || (keys !== undefined && past !== undefined && covered.equals(keys.plus(past)));
 }
 
 function presentOutputs({ outputs }: FusedSite): Partial<Record<'present_key' | 'present_value', string>> {

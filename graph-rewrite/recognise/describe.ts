@@ -53,7 +53,8 @@ export function describeOperator(
   mask: EmittedMask | undefined,
   inference: Inference,
 ): SiteDescription {
-  const shape = inference.of(site.query.value).shape;
+  const query = site.node.graph.value(site.query.name);
+  const shape = query && inference.of(query).shape;
   const layout = parseLayout(site.query.layout);
   const alone = (axis: Axis) =>
     layout.findIndex(({ factors, slice }) => !slice && factors.length === 1 && factors[0] === axis);

@@ -1,0 +1,33 @@
+import { readFileSync } from 'node:fs';
+import test from 'ava';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
+import { allModels, type ModelExample, readTestData } from '../models/corpus.js';
+import { relativeDifference, runModel } from './runtime.js';
+
+/** Largest difference of a model's outputs from PyTorch's. */
+async function difference(model: Uint8Array, example: ModelExample): Promise<number> {
+  const data = readTestData(example.dataFolder);
+  const outputs = await runModel(model, data.inputs);
+  const differences = data.outputs.map((expected, i) => {
+    const output = outputs.find((o) => o.name === expected.name) ?? outputs[i]!;
+    return relativeDifference(output.numbers, expected);
+  });
+  return Math.max(...differences);
+}
+
+for (const example of allModels().filter((m) => m.sites > 0 && !m.unrunnableOnCpu)) {
+  test(`${example.name}: ONNX Runtime's own operators give PyTorch's outputs, and are attention again`, async (t) => {
+    const model = decodeModel(readFileSync(example.modelFile), example.modelFile);
+    const { lowered = [] } = rewriteModel(model, { target: 'ort' });
+    t.is(lowered.length, example.sites);
+    const file = encodeModel(model);
+    t.true((await difference(file, example)) <= example.tolerance, 'lowered');
+    const again = decodeModel(file);
+    const { sites } = rewriteModel(again);
+    const own = lowered.filter((site) => site.operator !== 'FlashAttention').length;
+    t.is(sites.filter((site) => site.form.startsWith('com.microsoft.')).length, own);
+    for (const site of sites) if (!site.fused) t.log(`${site.form}: ${site.refusal?.reason}`);
+    t.true((await difference(encodeModel(again), example)) <= example.tolerance, 'rewritten again');
+  });
+}
