@@ -1,4 +1,7 @@
-import { existsSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
@@ -10,7 +13,7 @@ import { allModels, bundledModel, type ModelExample, readTestData, type TestTens
 import { createTensor, InferenceSession, Tensor } from './index.js';
 import { loadAddon } from './node-addon.js';
 import { addonPath } from './node-paths.js';
-import { identityModel, makeModel, powerModel, quantizedModel } from './test-models.js';
+import { externalModel, identityModel, makeModel, powerModel, quantizedModel } from './test-models.js';
 
 /** Tests of what only the addon does; `npm run build:addon` builds it, and the tests' set-up where it finds a compiler. */
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -438,6 +441,51 @@ withAddon('options reach ONNX Runtime', async (t) => {
     message: /intraOpNumThreads/,
   });
   await t.notThrowsAsync(InferenceSession.create(model.modelFile, wrong));
+});
+
+withAddon('external data is found beside the model, and taken from memory', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-external-'));
+  const weights = Float32Array.of(10, 20, 30, 40);
+  const bytes = new Uint8Array(weights.buffer);
+  writeFileSync(join(folder, 'model.onnx'), externalModel());
+  const check = async (session: InferenceSession) => {
+    const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(1, 2, 3, 4), [4]) });
+    t.deepEqual(y!.data, Float32Array.of(11, 22, 33, 44));
+    await session.release();
+  };
+  await t.throwsAsync(InferenceSession.create(join(folder, 'model.onnx'), cpu), { message: /weights\.bin/ });
+  const withData = (data: Uint8Array | Blob | string) => ({ ...cpu, externalData: [{ path: 'weights.bin', data }] });
+  await check(await InferenceSession.create(externalModel(), withData(bytes)));
+  await check(await InferenceSession.create(externalModel(), withData(new Blob([bytes]))));
+  writeFileSync(join(folder, 'weights.bin'), bytes);
+  await check(await InferenceSession.create(join(folder, 'model.onnx'), cpu));
+  await check(await InferenceSession.create(externalModel(), withData(join(folder, 'weights.bin'))));
+  await check(await InferenceSession.create(join(folder, 'model.onnx'), { ...cpu, externalData: ['weights.bin'] }));
+  const short = withData(bytes.slice(0, 8));
+  await t.throwsAsync(InferenceSession.create(externalModel(), short), { name: 'OrtFlashError' });
+  const missing = withData(join(folder, 'none.bin'));
+  await t.throwsAsync(InferenceSession.create(externalModel(), missing), { message: /none\.bin/ });
+  rmSync(folder, { recursive: true });
+});
+
+test('without the addon, sessions go through onnxruntime-node, and what is missing is said once', (t) => {
+  const program = `
+    import { InferenceSession, Tensor } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
+    import { identityModel } from ${JSON.stringify(new URL('./test-models.ts', import.meta.url).href)};
+    for (let i = 0; i < 3; i++) {
+      const session = await InferenceSession.create(identityModel('float32'));
+      const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(i), [1]) });
+      console.log(session.explain().engine, y.data[0], session.inputNames[0], session.outputMetadata[0].type);
+      await session.release();
+      await session.release();
+    }`;
+  const { stdout, stderr } = spawnSync(
+    process.execPath,
+    ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', program],
+    { encoding: 'utf8', env: { ...process.env, ORT_FLASH_NODE_ADDON: '/no/such/addon.node' } },
+  );
+  t.is(stdout.trim(), [0, 1, 2].map((i) => `onnxruntime-node ${i} x float32`).join('\n'));
+  t.is(stderr.match(/npm run build:addon/g)?.length, 1, stderr);
 });
 
 test('execution providers fall through in order, with the reasons', async (t) => {

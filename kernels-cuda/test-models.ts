@@ -5,10 +5,13 @@ import { type DataTypeName, dataTypeOf } from '../graph-rewrite/onnx/data-type.j
 import {
   AttributeProto,
   AttributeType,
+  DataLocation,
   GraphProto,
   ModelProto,
   NodeProto,
   OperatorSetIdProto,
+  StringStringEntryProto,
+  TensorProto,
   TensorShapeProto,
   TypeProto,
   ValueInfoProto,
@@ -50,9 +53,11 @@ export function makeModel(
   inputs: readonly ValueSpec[],
   outputs: readonly ValueSpec[],
   nodes: readonly NodeSpec[],
+  initializer: TensorProto[] = [],
 ): Uint8Array {
   const graph = GraphProto.create({
     name: 'test',
+    initializer,
     input: inputs.map(valueInfo),
     output: outputs.map(valueInfo),
     node: nodes.map(node),
@@ -85,6 +90,20 @@ export function quantizedModel(type: 'int4' | 'uint4'): Uint8Array {
     { op: 'DequantizeLinear', inputs: ['x', 'scale'], outputs: ['real'] },
     { op: 'QuantizeLinear', inputs: ['real', 'scale'], outputs: ['y'], ints: { output_dtype: dataTypeOf(type) } },
   ]);
+}
+
+/** y = x + w, where w lies in the file `weights.bin`: 4 elements of float32. */
+export function externalModel(): Uint8Array {
+  const entry = (key: string, value: string) => StringStringEntryProto.create({ key, value });
+  const weights = TensorProto.create({
+    name: 'w',
+    dims: [Long.fromNumber(4)],
+    data_type: dataTypeOf('float32'),
+    data_location: DataLocation.EXTERNAL,
+    external_data: [entry('location', 'weights.bin'), entry('offset', '0'), entry('length', '16')],
+  });
+  const vector = (name: string): ValueSpec => ({ name, type: 'float32', shape: ['n'] });
+  return makeModel([vector('x')], [vector('y')], [{ op: 'Add', inputs: ['x', 'w'], outputs: ['y'] }], [weights]);
 }
 
 /** y = x multiplied by itself `count` times, for square float32 matrices: as long a run as one likes. */
