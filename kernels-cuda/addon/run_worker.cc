@@ -95,7 +95,8 @@ Napi::Value RunWorker::Result(Napi::Env env) {
     Ort::Value& value = outputs_[i];
     Napi::Object result = CreateResult(env, value);
     results.Set(fetches_[i].name, result);
-    if (value.GetTensorMemoryInfo().GetDeviceType() == OrtMemoryInfoDeviceType_GPU) {
+    // Page-locked memory counts as the GPU's, too; its name tells it apart.
+    if (fetches_[i].on_device && value.GetTensorMemoryInfo().GetAllocatorName() == "Cuda") {
       result.Set("device", DeviceTensorObject::Create(env, state_, std::move(value)));
     } else if (!result.Has("data")) {
       const size_t bytes = TensorByteLength(value);
