@@ -5,6 +5,7 @@ import {
   describeProblem,
   difference,
   drawProblem,
+  physicalShape,
   referenceOf,
   runModel,
   type TestProblem,
@@ -14,6 +15,7 @@ import { DataType } from '../onnx/proto.js';
 import { type FunctionVariant, functionFor, overloadName } from './body.js';
 import { DEFAULT_ATTRIBUTES } from './definition.js';
 import { flashAttentionNode } from './node.js';
+import { resolveProblem } from './problem.js';
 
 const TOLERANCE = {
   float32: { absolute: 2e-5, relative: 2e-5 },
@@ -109,6 +111,33 @@ test('a plain attention is what a careful exporter writes, and nothing more', (t
   );
   const mask = { kind: 'additive', rank: 4, mayBeShorter: false, mayEmptyRows: false } as const;
   t.is(operators({ ...heads, mask }), 'Transpose MatMul Add Softmax MatMul');
+});
+
+// All but no keys at all, with grouped heads and a mask: ONNX Runtime then refuses to infer a size.
+test('sequences of length zero pass', async (t) => {
+  for (const layout of ['BS(HD)', 'BHSD']) {
+    for (const [keyHeads, isCausal, queries, keys] of [
+      [4, false, 0, 3],
+      [2, true, 0, 3],
+      [4, true, 2, 0],
+      [2, false, 2, 0],
+    ] as const) {
+      const attributes = { ...DEFAULT_ATTRIBUTES, ...layouts(layout), queryHeads: 4, keyHeads, isCausal, scale: 0.5 };
+      const tensor = (H: number, S: number) => {
+        const shape = physicalShape(layout, { B: 1, H, S, D: 8 });
+        return { type: 'float32' as const, shape, data: new Float32Array(H * S * 8).fill(0.5) };
+      };
+      const tensors = { Q: tensor(4, queries), K: tensor(keyHeads, keys), V: tensor(keyHeads, keys) };
+      const variant = {
+        attributes,
+        elementType: DataType.FLOAT,
+        opset: 17,
+        known: { headDimension: 8, valueDimension: 8 },
+      };
+      const found = await runBody({ attributes, tensors, variant, problem: resolveProblem(attributes, tensors) }, true);
+      t.is(found, undefined, `${layout} ${keyHeads} ${isCausal} ${queries} ${keys}`);
+    }
+  }
 });
 
 test('equal variants have one name, and different ones have different names', (t) => {
