@@ -60,11 +60,20 @@ export interface LoweredSite {
   readonly refusal?: Refusal;
 }
 
+/** Data movement that is no arithmetic: Transpose, Expand, Concat, Split and the like. */
+export interface MovementReport {
+  readonly nodes: number;
+  /** Read and written for each token, at 4,096 tokens and batch 1. */
+  readonly bytesPerToken: number;
+}
+
 /** What a rewrite did. */
 export interface RewriteReport {
   readonly sites: readonly SiteReport[];
   readonly nodesBefore: number;
   readonly nodesAfter: number;
+  /** Nodes that only move data, and what they move, in this order: before, after. */
+  readonly movement: readonly [before: MovementReport, after: MovementReport];
   /** Nodes of each operator before and after, where they differ. */
   readonly operators: Readonly<Record<string, readonly [before: number, after: number]>>;
   /** What became of each `FlashAttention` node, where another target was asked for. */

@@ -1,14 +1,15 @@
 import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
-import { type Graph, Model } from './graph/graph.js';
+import { Model } from './graph/graph.js';
 import { type LoweringTarget, lowerModel } from './lower.js';
+import { measureMovement } from './movement.js';
 import type { ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
 import { RefusalSignal } from './recognise/refusal.js';
-import type { RewriteReport, SiteReport } from './report.js';
+import type { MovementReport, RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
 
 export interface RewriteOptions {
@@ -30,8 +31,8 @@ export interface RewriteOptions {
 export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
   validateModel(proto);
   const model = new Model(proto);
-  const before = countOperators(model);
   const inference = new Inference(model);
+  const before = takeStock(model, inference);
   const functions = new FunctionTable();
   const found = [...model.graphs()].flatMap((graph) => [...places(graph, inference)]);
   const sites: SiteReport[] = [];
@@ -44,9 +45,10 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
     functions.install(proto);
   }
   const { target = 'flash' } = options;
-  if (target === 'flash') return summarise(sites, before, countOperators(model));
+  if (target === 'flash') return summarise(sites, before, takeStock(model, inference));
   const lowered = lowerModel(proto, target);
-  return { ...summarise(sites, before, countOperators(new Model(proto))), lowered };
+  const after = new Model(proto);
+  return { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
 }
 
 function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {
@@ -76,28 +78,27 @@ function formOf(place: Place): string {
   return 'softmax' in place ? place.softmax.nodes.map((n) => n.opType).join(' ') : operatorName(place.operator);
 }
 
-function countOperators(model: Model): Map<string, number> {
-  const counts = new Map<string, number>();
-  const add = (graph: Graph) => {
-    for (const node of graph.nodes) {
-      const name = node.domain === '' ? node.opType : `${node.domain}.${node.opType}`;
-      counts.set(name, (counts.get(name) ?? 0) + 1);
-    }
-  };
-  for (const graph of model.graphs()) add(graph);
-  return counts;
+/** What a model consists of, for comparison. */
+interface Stock {
+  readonly operators: ReadonlyMap<string, number>;
+  readonly movement: MovementReport;
 }
 
-function summarise(
-  sites: readonly SiteReport[],
-  before: ReadonlyMap<string, number>,
-  after: ReadonlyMap<string, number>,
-): RewriteReport {
-  const sum = (counts: ReadonlyMap<string, number>) => [...counts.values()].reduce((a, b) => a + b, 0);
+function takeStock(model: Model, inference: Inference): Stock {
+  const operators = new Map<string, number>();
+  for (const graph of model.graphs()) {
+    for (const node of graph.nodes) operators.set(operatorName(node), (operators.get(operatorName(node)) ?? 0) + 1);
+  }
+  return { operators, movement: measureMovement(model, inference) };
+}
+
+function summarise(sites: readonly SiteReport[], before: Stock, after: Stock): RewriteReport {
+  const sum = ({ operators }: Stock) => [...operators.values()].reduce((a, b) => a + b, 0);
   const operators: Record<string, readonly [number, number]> = {};
-  for (const name of [...new Set([...before.keys(), ...after.keys()])].sort()) {
-    const change = [before.get(name) ?? 0, after.get(name) ?? 0] as const;
+  for (const name of [...new Set([...before.operators.keys(), ...after.operators.keys()])].sort()) {
+    const change = [before.operators.get(name) ?? 0, after.operators.get(name) ?? 0] as const;
     if (change[0] !== change[1]) operators[name] = change;
   }
-  return { sites, nodesBefore: sum(before), nodesAfter: sum(after), operators };
+  const movement = [before.movement, after.movement] as const;
+  return { sites, nodesBefore: sum(before), nodesAfter: sum(after), movement, operators };
 }
