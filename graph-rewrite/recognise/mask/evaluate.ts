@@ -62,7 +62,7 @@ export class Evaluator {
     if (element && (element.value !== undefined || facts.type !== DataType.BOOL))
       return asElement(element.value === undefined ? linear(Affine.constant(element)) : constant(element.value));
     const node = value.producer;
-    if (!node || node.domain !== '') return undefined;
+    if (node?.domain !== '') return undefined;
     this.#nodes++;
     this.#depth++;
     const result = this.#apply(node, value, indices);

@@ -22,12 +22,11 @@ export function absorbs(fill: number, type: number): boolean {
 const FLOATS: ReadonlySet<number | undefined> = new Set([FLOAT, FLOAT16, DOUBLE, BFLOAT16, undefined]);
 
 /** Operators whose results are activations, or bounded: numbers of the size of scores whatever goes in. */
-const COMPUTES =
-  'MatMul Gemm Conv Einsum Softmax LogSoftmax Sigmoid Tanh Erf Sin Cos LayerNormalization RMSNormalization Log Sqrt';
+const COMPUTES = 'MatMul Gemm Conv Einsum Softmax Sigmoid Tanh Erf Sin Cos LayerNormalization RMSNormalization';
 /** Operators whose results are elements of their inputs, or sums and products of a few. */
 const PASSES =
   'Identity Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile Slice Split Gather GatherND GatherElements ' +
-  'Concat Cast CastLike Add Sub Mul Div Neg Abs Min Max Where Trilu Resize Pad Relu Clip ScatterND ConstantOfShape';
+  'Concat Cast CastLike Add Sub Mul Neg Abs Min Max Where Trilu Resize Pad Relu Clip ScatterND ConstantOfShape';
 const computes: ReadonlySet<string> = new Set(COMPUTES.split(' '));
 const passes: ReadonlySet<string> = new Set(PASSES.split(' '));
 
@@ -56,5 +55,9 @@ function examine(value: Value, inference: Inference, seen: Map<Value, boolean>):
   const node = value.producer;
   if (node?.domain !== '') return true;
   if (computes.has(node.opType)) return false;
+  if (node.opType === 'Div') {
+    const divisor = node.inputs[1] && inference.uniformOf(node.inputs[1]);
+    return divisor === undefined || Math.abs(divisor) < 1e-9 || search(node.inputs[0]!, inference, seen);
+  }
   return !passes.has(node.opType) || node.inputs.some((input) => input && search(input, inference, seen));
 }

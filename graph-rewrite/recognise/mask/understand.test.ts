@@ -244,6 +244,15 @@ test('masks stay tensors where the attributes could give another result', (t) =>
   t.regex(understood(strict), /^(additive|boolean)\(1,1,queries,queries\)$/);
 });
 
+test('a mask that repeats the causality which scores were selected by', (t) => {
+  // Selected by a triangle, then masked by causality and padding: what both take out is lower than −3.4·10³⁸.
+  const write: MaskWriter = (g, s) => {
+    const selected = g.op('Where', [causal(g), s, g.float(LOWEST)]);
+    return add(g, selected, whereAdded(g, g.op('And', [causal(g), padding(g)]), LOWEST));
+  };
+  t.is(understood(write), 'causal additive(batch,1,1,queries)');
+});
+
 test('what masks nothing goes away', (t) => {
   t.is(
     understood((g, s) => add(g, s, whereAdded(g, g.op('Less', [g.columns(), g.keys]), LOWEST))),

@@ -10,7 +10,8 @@ import type { MaskPlacement, ScoreAxes } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
 import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
 import { and, atMostZero, type Condition, or } from './element.js';
-import { absorbs, mayHoldFill } from './magnitude.js';
+import { absorbs } from './magnitude.js';
+import { biasMayHoldFill, outcomeOf, uniqueConditions } from './outcome.js';
 import { HIGHEST_ADDED_FILL, placeSource, readTerms, type ScoreIndices, scoreIndices, type Term } from './terms.js';
 
 /** Masks as the operator takes them: attributes, and what is left for its mask input. */
@@ -40,8 +41,8 @@ interface Situation {
  * in the operator). With a finite fill it is exact
  *   - where no row can lose all its keys, as under plain causality: then any fill of −10⁴ or lower leaves a key no
  *     weight, for scores that differ by less than 9,896 (exp underflows below −104 in float32);
- *   - or where every key that is out has one and the same score: one fill, either put in the scores' place, or added and
- *     so low that adding a score does not change it, and no second mask that adds to it.
+ *   - or where every key that is out has one and the same score, or −∞: see {@link outcomeOf}. So has the fill that is
+ *     put in the scores' place, or added and so low that adding a score does not change it.
  *
  * @param site TensorProto data type of the queries, and whether the softmax has an extra logit.
  * @returns undefined where nothing is gained, or nothing could be proven: the masks then stay as they are.
@@ -61,42 +62,36 @@ export function understandMasks(
 }
 
 function combine(situation: Situation): UnderstoodMasks | undefined {
-  const { masks } = situation;
-  const [first] = masks;
+  const { terms, masks, type, hasSink, inference } = situation;
   // With a fill that is an ordinary score, or a sink, all other scores may not move against it.
-  const shifts = situation.terms.some((t) => t.kind === 'shift');
-  if (shifts && (situation.hasSink || masks.some((m) => !absorbs(m.fill, situation.type)))) return undefined;
-  if (!first) return finish(situation, NO_BAND, [], Number.NEGATIVE_INFINITY);
-  const [query, ...otherQueries] = situation.indices.Q;
-  const [key, ...otherKeys] = situation.indices.K;
-  const simple = otherQueries.length === 0 && otherKeys.length === 0;
-  const all = masks.flatMap((m) => m.conditions);
-  const { band, rest } = readBand(all, simple ? query : undefined, simple ? key : undefined);
+  const shifts = terms.some((t) => t.kind === 'shift');
+  if (shifts && (hasSink || masks.some((m) => !absorbs(m.fill, type)))) return undefined;
+  if (masks.length === 0) return finish(situation, NO_BAND, []);
+  const all = uniqueConditions(terms);
   const low = masks.every((m) => m.fill <= HIGHEST_ADDED_FILL);
-  if (low && everyRowHasKeys(all, situation)) return finish(situation, band, rest, Number.NEGATIVE_INFINITY);
-  return isOneScore(situation, rest.length > 0) ? finish(situation, band, rest, first.fill) : undefined;
+  if (low && everyRowHasKeys(all, situation)) {
+    const { band, rest } = bandOf(all, situation);
+    return finish(situation, band, [{ conditions: rest, fill: Number.NEGATIVE_INFINITY }]);
+  }
+  const outcome = outcomeOf(terms, inference);
+  if (!outcome) return undefined;
+  const { lowest, others, fill } = outcome;
+  if (lowest.length === 0) {
+    const { band, rest } = bandOf(others, situation);
+    return finish(situation, band, [{ conditions: rest, fill }], fill);
+  }
+  const { band, rest } = bandOf(lowest, situation);
+  return finish(situation, band, [
+    { conditions: others, fill },
+    { conditions: rest, fill: Number.NEGATIVE_INFINITY },
+  ]);
 }
 
-/** Whether all keys that are out have the first mask's fill as their score, in the model and in the operator. */
-function isOneScore({ masks, terms, type, inference }: Situation, hasBooleans: boolean): boolean {
-  const { fill } = masks[0]!;
-  if (masks.some((m) => m.fill !== fill)) return false;
-  if (fill === Number.NEGATIVE_INFINITY) return true;
-  // A second mask that adds to the fill of the first changes it.
-  if (masks.slice(1).some((m) => m.mode === 'add')) return false;
-  const biases = terms.filter((t) => t.kind === 'bias');
-  const added = masks[0]!.mode === 'add';
-  const biasAfter = terms.findLastIndex((t) => t.kind === 'bias') > terms.findIndex((t) => t.kind === 'mask');
-  const joined = biases.length > 0 && hasBooleans;
-  if (!added && !biasAfter && !joined) return true;
-  if (added && !absorbs(fill, masks[0]!.type)) return false;
-  if ((biasAfter || joined) && !absorbs(fill, type)) return false;
-  return !biases.some((b) => biasMayHoldFill(b, inference));
-}
-
-function biasMayHoldFill(bias: Term, inference: Inference): boolean {
-  if (bias.kind !== 'bias') return false;
-  return mayHoldFill(bias.sources[0]?.value ?? bias.placement.term.value, inference);
+function bandOf(conditions: readonly Condition[], { indices }: Situation) {
+  const [query, ...otherQueries] = indices.Q;
+  const [key, ...otherKeys] = indices.K;
+  const simple = otherQueries.length === 0 && otherKeys.length === 0;
+  return readBand(conditions, simple ? query : undefined, simple ? key : undefined);
 }
 
 /** Whether a key that all conditions keep can be named for every query. */
@@ -104,7 +99,7 @@ function everyRowHasKeys(conditions: readonly Condition[], { terms, indices, inf
   const [query] = indices.Q;
   const [key] = indices.K;
   if (indices.Q.length !== 1 || indices.K.length !== 1 || !query || !key) return false;
-  if (terms.some((t) => biasMayHoldFill(t, inference))) return false;
+  if (terms.some((t) => t.kind === 'bias' && biasMayHoldFill(t, inference))) return false;
   const i = Affine.variable(query);
   const candidates = [
     Affine.constant(0),
@@ -133,37 +128,42 @@ function everyRowHasKeys(conditions: readonly Condition[], { terms, indices, inf
   });
 }
 
-/** The result, with the smallest tensors for what the attributes leave; undefined where there is none. */
+/** Conditions that stay a boolean tensor, and the score of a key that fails one. */
+interface Left {
+  readonly conditions: readonly Condition[];
+  readonly fill: number;
+}
+
+/**
+ * The result, with the smallest tensors for what the attributes leave: biases first, so that what takes a key out has
+ * the last word. Undefined where there is no tensor, or where a fill would have to be added to scores that it leaves a
+ * trace of.
+ */
 function finish(
-  { terms, indices, inference, type }: Situation,
+  { terms, masks, indices, inference, type }: Situation,
   band: Band,
-  conditions: readonly Condition[],
-  maskedValue: number,
+  left: readonly Left[],
+  maskedValue = Number.NEGATIVE_INFINITY,
 ): UnderstoodMasks | undefined {
   const rest: MaskPlacement[] = [];
   for (const term of terms) {
-    if (term.kind === 'bias') {
-      const placed = placeSource(term.sources, term.placement, indices, inference)?.placement ?? whole(term);
-      if (!placed || inference.of(placed.term.value).type !== type) return undefined;
-      rest.push(placed);
-      continue;
-    }
-    if (term.kind === 'shift') continue;
-    for (const condition of term.conditions) {
-      if (!conditions.includes(condition)) continue;
-      const found = placeSource(condition.sources, term.placement, indices, inference);
-      if (!found) return undefined;
-      const { placement, source } = found;
-      const boolean = {
-        ...placement.term,
-        kind: 'boolean',
-        factor: 1,
-        keepWhere: source.keepWhere,
-        fill: maskedValue,
-      } as const;
-      rest.push({ ...placement, term: boolean });
-    }
+    if (term.kind !== 'bias') continue;
+    const placed = placeSource(term.sources, term.placement, indices, inference)?.placement ?? whole(term);
+    if (!placed || inference.of(placed.term.value).type !== type) return undefined;
+    rest.push(placed);
   }
+  const fills = new Set(left.filter((l) => l.conditions.length > 0).map((l) => l.fill));
+  const isAdded = rest.length > 0 || fills.size > 1 || (hasBand(band) && !fills.has(maskedValue));
+  if (isAdded && [...fills].some((fill) => !absorbs(fill, type))) return undefined;
+  for (const { conditions, fill } of left)
+    for (const condition of conditions) {
+      const { placement } = masks.find((m) => m.conditions.includes(condition))!;
+      const found = placeSource(condition.sources, placement, indices, inference);
+      if (!found) return undefined;
+      const { keepWhere } = found.source;
+      const term = { ...found.placement.term, kind: 'boolean', factor: 1, keepWhere, fill } as const;
+      rest.push({ ...found.placement, term });
+    }
   return { ...band, maskedValue, rest };
 }
 
