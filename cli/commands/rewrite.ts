@@ -65,6 +65,9 @@ function printRewrite(output: Output, report: RewriteReport, verification: Verif
   printSites(output, report.sites);
   if (report.lowered) printLowered(output, report.lowered);
   output.line(`nodes: ${report.nodesBefore} before, ${report.nodesAfter} after`);
+  const [before, after] = report.movement;
+  const moved = `${formatBytes(before.bytesPerToken)} before, ${formatBytes(after.bytesPerToken)} after`;
+  output.line(`moved without computing, a token: ${moved} (${before.nodes} and ${after.nodes} nodes)`);
   if (verification) printVerification(output, verification);
 }
 
