@@ -95,18 +95,17 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
     case 'cpu':
       return openCpu(provider, model, options);
     default:
-      return openOrt(provider, await prepareModel(model, 'ort'), options);
+      return openOrt(provider, await prepareModel(model, 'ort', false), options);
   }
 }
 
 async function openCpu(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
-  const prepared = await prepareModel(model, 'ort');
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, prepared, options, ['runs block the event loop']);
+    return openOrt(provider, await prepareModel(model, 'ort', false), options, ['runs block the event loop']);
   }
-  return { ...(await openAddon(prepared, model, options, {})), device: 'cpu' };
+  return { ...(await openAddon(await prepareModel(model, 'ort'), model, options, {})), device: 'cpu' };
 }
 
 async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
@@ -123,7 +122,7 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'ort'), options, [state.why]);
+    return openOrt(provider, await prepareModel(model, 'ort', false), options, [state.why]);
   }
   const kernels = customOpLibraryPath();
   const hasKernels = existsSync(kernels);
