@@ -51,7 +51,8 @@ export async function prepareModel(
   if (external && !dataFolders) return { ...asItIs, note: 'attention runs by its function body: the addon is missing' };
   const sites = lowerModel(proto, target);
   if (sites.length === 0) return asItIs;
-  const configEntries = external && file !== undefined ? { [DATA_FOLDER]: dirname(resolve(file)) } : {};
+  const configEntries: Record<string, string> = {};
+  if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
   return { model: encodeModel(proto), configEntries, note: describeSites(sites) };
 }
 

@@ -1,0 +1,108 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import anyTest, { type ExecutionContext, type TestFn } from 'ava';
+import { decodeModel, encodeModel, rewriteModel } from '../graph-rewrite/index.js';
+import { DataLocation, type ModelProto, StringStringEntryProto } from '../graph-rewrite/onnx/proto.js';
+import { bundledModel, bundledModels, type ModelExample, readTestData } from '../models/corpus.js';
+import { createTensor, InferenceSession, type Tensor } from './index.js';
+import { addonPath } from './node-paths.js';
+
+const test = anyTest as TestFn<{ folder: string }>;
+const withAddon = existsSync(addonPath()) ? test : test.skip;
+
+test.beforeEach((t) => {
+  t.context.folder = mkdtempSync(join(tmpdir(), 'ort-flash-prepare-'));
+});
+test.afterEach.always((t) => rmSync(t.context.folder, { recursive: true, force: true }));
+
+function rewritten(model: ModelExample): ModelProto {
+  const proto = decodeModel(new Uint8Array(readFileSync(model.modelFile)));
+  rewriteModel(proto);
+  return proto;
+}
+
+/** Runs the model's reference inputs and compares with PyTorch's outputs. */
+async function checkOutputs(t: ExecutionContext, session: InferenceSession, model: ModelExample): Promise<void> {
+  const { inputs, outputs } = readTestData(model.dataFolder);
+  const feeds = inputs.map(({ name, type, dims, data }, i) => {
+    return [name || session.inputNames[i]!, createTensor(type as Tensor.Type, data, dims)] as const;
+  });
+  const results = await session.run(Object.fromEntries(feeds));
+  for (const [i, { type, data, dims }] of outputs.entries()) {
+    const actual = results[session.outputNames[i]!]!;
+    t.deepEqual([...actual.dims], [...dims]);
+    if (type !== 'float32') continue;
+    const [a, b] = [actual.data as Float32Array, data as Float32Array];
+    const worst = b.reduce((most, value, j) => Math.max(most, Math.abs(a[j]! - value) / (1 + Math.abs(value))), 0);
+    t.true(worst <= model.tolerance, `${model.name}: output ${i} is off by ${worst}`);
+  }
+}
+
+withAddon('rewritten models run on the CPU by fused operators, with PyTorch’s outputs', async (t) => {
+  let fused = 0;
+  for (const model of bundledModels().filter(({ unrunnableOnCpu }) => unrunnableOnCpu !== true)) {
+    const session = await InferenceSession.create(encodeModel(rewritten(model)), { executionProviders: ['cpu'] });
+    await checkOutputs(t, session, model);
+    if (/by (MultiHead|GroupQuery)Attention/.test(session.explain().text)) fused++;
+    await session.release();
+  }
+  t.log(`${fused} models by fused operators`);
+  t.true(fused >= 10);
+});
+
+test('a model without our operator stays as it is', async (t) => {
+  const session = await InferenceSession.create(bundledModel('bert-ts11').modelFile, { executionProviders: ['cpu'] });
+  t.false(session.explain().text.includes('attention'));
+  await session.release();
+});
+
+/** Moves the large initializers into a file. */
+function saveWithExternalData(proto: ModelProto, folder: string): string {
+  const chunks: Uint8Array[] = [];
+  let offset = 0;
+  for (const tensor of proto.graph!.initializer) {
+    const bytes = tensor.raw_data;
+    if (bytes == null || bytes.length < 256) continue;
+    const entry = (key: string, value: string | number) => StringStringEntryProto.create({ key, value: String(value) });
+    tensor.external_data = [entry('location', 'weights.bin'), entry('offset', offset), entry('length', bytes.length)];
+    tensor.data_location = DataLocation.EXTERNAL;
+    tensor.raw_data = null;
+    chunks.push(bytes);
+    offset += bytes.length;
+  }
+  writeFileSync(join(folder, 'weights.bin'), Buffer.concat(chunks));
+  writeFileSync(join(folder, 'model.onnx'), encodeModel(proto));
+  return join(folder, 'model.onnx');
+}
+
+withAddon('external data is found for a model that was lowered', async (t) => {
+  const model = bundledModel('vit-sdpa-ts17');
+  const file = saveWithExternalData(rewritten(model), t.context.folder);
+  const session = await InferenceSession.create(file, { executionProviders: ['cpu'] });
+  t.regex(session.explain().text, /\d attentions? by MultiHeadAttention/);
+  await checkOutputs(t, session, model);
+  await session.release();
+});
+
+test('without the addon, a rewritten model runs, too', (t) => {
+  const model = bundledModel('vit-sdpa-ts17');
+  const plain = join(t.context.folder, 'plain.onnx');
+  writeFileSync(plain, encodeModel(rewritten(model)));
+  const external = saveWithExternalData(rewritten(model), t.context.folder);
+  const program = `
+    import { InferenceSession } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
+    for (const file of ${JSON.stringify([plain, external])}) {
+      const session = await InferenceSession.create(file);
+      console.log(session.explain().text);
+    }`;
+  const { stdout } = spawnSync(
+    process.execPath,
+    ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', program],
+    { encoding: 'utf8', env: { ...process.env, ORT_FLASH_NODE_ADDON: '/no/such/addon.node' } },
+  );
+  const [first, second] = stdout.split('\n');
+  t.regex(first!, /onnxruntime-node; \d attentions? by MultiHeadAttention/);
+  t.regex(second!, /onnxruntime-node; attention runs by its function body/);
+});
