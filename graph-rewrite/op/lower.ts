@@ -54,7 +54,7 @@ function readSite(node: NodeProto, facts: LoweringFacts): Site {
     facts,
     queryHeads: attributes.queryHeads || facts.known?.queryHeads,
     keyHeads: attributes.keyHeads || facts.known?.keyHeads,
-    e: new NodeEmitter(facts.opset, `${node.name || node.output[0]}/`),
+    e: new NodeEmitter(facts.opset, `${node.name || node.output[0]}/lowered/`),
   };
 }
 
