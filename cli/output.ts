@@ -63,7 +63,7 @@ export class Output {
   /** What is going on, on one line that the next call replaces; only on a terminal. */
   progress(text: string): void {
     if (!process.stderr.isTTY) return;
-    const width = Math.max(10, (process.stderr.columns ?? 80) - 1);
+    const width = Math.max(10, (process.stderr.columns || 80) - 1);
     process.stderr.write(`\r\x1b[K${text.slice(0, width)}`);
     this.#progressShown = text !== '';
   }
