@@ -10,6 +10,9 @@ import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './o
 import type { FusedSite } from './op/site.js';
 import { readCache } from './recognise/cache.js';
 import { type EmittedMask, emitMask } from './recognise/emit.js';
+import { hasBand } from './recognise/mask/bands.js';
+import { understandOperatorMask } from './recognise/mask/operator.js';
+import type { UnderstoodMasks } from './recognise/mask/understand.js';
 import type { OperatorSite } from './recognise/operator.js';
 import { refuse } from './recognise/refusal.js';
 import type { Site } from './recognise/site.js';
@@ -32,7 +35,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const { graph } = anchor;
   const type = dataTypeName(site.type) as DataTypeName;
   const list = new NodeList(graph, site.output.value.name);
-  const mask = emitMask(site.masks, type, list, inference);
+  const mask = emitMask(site.masks, type, { list, anchor, inference });
   let query = site.query.value.name;
   for (const factor of site.formula.factors)
     query = list.add(factor.divide ? 'Div' : 'Mul', [query, factor.value.name]);
@@ -75,9 +78,25 @@ function maskVariant(mask: EmittedMask): NonNullable<FunctionVariant['mask']> {
 
 /** Puts one `FlashAttention` node in the place of another attention operator. */
 export function applyOperator(site: OperatorSite, functions: FunctionTable, inference: Inference): AppliedSite {
-  const { node, read, attributes } = site;
+  const { node, read } = site;
   const { graph } = node;
-  const mask = operatorMask(site, inference);
+  const list = new NodeList(graph, site.output.name);
+  const understood = understandSite(site, inference);
+  const type = dataTypeName(site.type) as DataTypeName;
+  const mask = understood
+    ? emitMask(understood, type, { list, anchor: node, inference })
+    : operatorMask(site, inference);
+  const attributes: FlashAttentionAttributes = understood
+    ? {
+        ...site.attributes,
+        isCausal: understood.causal,
+        leftWindow: understood.leftWindow,
+        rightWindow: understood.rightWindow,
+        alignEnd: understood.alignEnd,
+        maskedValue: mask?.maskedValue ?? understood.maskedValue,
+      }
+    : site.attributes;
+  const { attn_mask: _, ...unmasked } = read.inputs;
   const variant: FunctionVariant = {
     attributes,
     elementType: site.type,
@@ -97,7 +116,13 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
   };
   const call: FlashAttentionNode = {
     attributes,
-    inputs: { ...read.inputs, Q: site.query.name, K: site.key.name, V: site.value.name },
+    inputs: {
+      ...unmasked,
+      Q: site.query.name,
+      K: site.key.name,
+      V: site.value.name,
+      ...(mask ? { attn_mask: mask.name } : {}),
+    },
     outputs: { ...presentOutputs(read), Y: site.output.name },
     name: site.output.name,
     overload: functions.overload(variant),
@@ -110,8 +135,38 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
     graph.remove(move);
   }
   const operator = flashAttentionNode(call);
-  const nodes = replaceBy(graph, node, [...read.nodes, operator, ...read.nodesAfter], dead);
+  for (const tensor of list.initializers) graph.addInitializer(tensor);
+  const nodes = replaceBy(graph, node, [...read.nodes, ...list.nodes, operator, ...read.nodesAfter], dead);
   return { node: nodes.find((n) => n.proto === operator)!, attributes, mask };
+}
+
+/**
+ * What the mask of an operator means that takes no key out otherwise. Where past keys come before the new ones, the
+ * operator counts from the past's end on.
+ */
+function understandSite(site: OperatorSite, inference: Inference): UnderstoodMasks | undefined {
+  const { node, read, queryHeads, type } = site;
+  const { attn_mask: name, past_key: past, nonpad_kv_seqlen: lengths } = read.inputs;
+  const { isCausal, leftWindow, rightWindow, queryLayout, keyLayout } = read.attributes;
+  const value = name === undefined ? undefined : node.graph.value(name);
+  if (!value || !read.mask || isCausal || leftWindow >= 0 || rightWindow >= 0 || lengths !== undefined)
+    return undefined;
+  const shapeOf = (input: string) => {
+    const known = node.graph.value(input);
+    return known && inference.of(known).shape;
+  };
+  const query = shapeOf(read.inputs.Q);
+  const Q = query?.[queryLayout === 'BHSD' ? 2 : 1];
+  const newKeys = shapeOf(read.inputs.K)?.[keyLayout === 'BHSD' ? 2 : 1];
+  const pastKeys = past === undefined ? Expression.constant(0) : shapeOf(past)?.[2];
+  const B = query?.[0];
+  if (!B || !Q || !newKeys || !pastKeys || !queryHeads) return undefined;
+  const sizes = { B, H: queryHeads, Q, K: pastKeys.plus(newKeys) };
+  const mask = { value, kind: read.mask.kind, sizes, mayBeShorter: read.maskMayBeShorter };
+  const found = understandOperatorMask(mask, type, inference);
+  if (!found || past === undefined || !hasBand(found)) return found;
+  if (!found.alignEnd) return undefined;
+  return { ...found, alignEnd: !newKeys.equals(Q) };
 }
 
 function operatorMask({ node, read, attributes }: OperatorSite, inference: Inference): EmittedMask | undefined {

@@ -1,8 +1,8 @@
 import type { DataTypeName } from '../onnx/data-type.js';
 import { NodeProto, type TensorProto } from '../onnx/proto.js';
-import { makeTensor } from '../onnx/tensor.js';
+import { makeTensor, tensorNumbers } from '../onnx/tensor.js';
 import { type AttributeValue, makeAttribute } from '../op/emit.js';
-import type { Graph } from './graph.js';
+import type { Graph, Node, Value } from './graph.js';
 
 /** A node of the ONNX standard (or of another domain) from plain values; numbers become integer attributes. */
 export function makeNode(
@@ -44,6 +44,23 @@ export class NodeList {
     return output;
   }
 
+  /**
+   * Adds an Unsqueeze, or takes one that the graph has already computed where the nodes will stand.
+   * @param before the node in whose place they will be
+   */
+  unsqueeze(value: Value, axes: readonly number[], before: Node): string {
+    const isInput = this.#graph.model.opset() >= 13;
+    for (const { node } of value.uses) {
+      const known = isInput ? constantInts(node.inputs[1]) : node.ints('axes');
+      const isSame = known?.length === axes.length && axes.every((axis, i) => axis === known[i]);
+      const isEarlier =
+        node.graph === before.graph && this.#graph.nodes.indexOf(node) < this.#graph.nodes.indexOf(before);
+      if (node.is('Unsqueeze') && isSame && isEarlier && node.outputs[0]) return node.outputs[0].name;
+    }
+    if (!isInput) return this.add('Unsqueeze', [value.name], { axes });
+    return this.add('Unsqueeze', [value.name, this.ints(axes)]);
+  }
+
   /** Adds a 1-D int64 constant. */
   ints(values: readonly number[]): string {
     const name = this.#graph.model.freshName(`${this.#prefix}/shape`);
@@ -57,4 +74,8 @@ export class NodeList {
     this.initializers.push(makeTensor(name, type, [], [value]));
     return name;
   }
+}
+
+function constantInts(value: Value | undefined): readonly number[] | undefined {
+  return value?.initializer && !value.isInput ? tensorNumbers(value.initializer) : undefined;
 }

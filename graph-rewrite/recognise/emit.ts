@@ -1,5 +1,5 @@
 import type { NodeList } from '../graph/builder.js';
-import type { Value } from '../graph/graph.js';
+import type { Node, Value } from '../graph/graph.js';
 import { type DataTypeName, dataTypeOf } from '../onnx/data-type.js';
 import type { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
@@ -7,7 +7,7 @@ import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
 import { absorbs } from './mask/magnitude.js';
 import type { UnderstoodMasks } from './mask/understand.js';
-import type { MaskPlacement } from './masks.js';
+import { insertedAxes, type MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
 
 /** The operator's mask input, and the attributes that say how it is read. */
@@ -22,16 +22,19 @@ export interface EmittedMask {
   readonly shape: readonly Expression[];
 }
 
+/** Where nodes are added. */
+export interface EmissionPlace {
+  readonly list: NodeList;
+  /** The node in whose place they will be. */
+  readonly anchor: Node;
+  readonly inference: Inference;
+}
+
 /**
  * Adds the nodes that bring what is left of a site's masks into the one that the operator takes. Boolean masks stay
  * boolean where nothing is added to the scores; else they become a part of what is added.
  */
-export function emitMask(
-  masks: UnderstoodMasks,
-  type: DataTypeName,
-  list: NodeList,
-  inference: Inference,
-): EmittedMask | undefined {
+export function emitMask(masks: UnderstoodMasks, type: DataTypeName, place: EmissionPlace): EmittedMask | undefined {
   const { rest } = masks;
   const [first] = rest;
   if (!first) return undefined;
@@ -43,54 +46,52 @@ export function emitMask(
   const fill = booleans[0]?.term.fill ?? Number.NEGATIVE_INFINITY;
   const oneFill = booleans.every((m) => m.term.fill === fill);
   if (booleans.length === rest.length && oneFill && (!hasBand(masks) || masks.maskedValue === fill))
-    return { name: conjunction(booleans, list, inference), kind: 'boolean', maskedValue: fill, ...common };
-  return { name: added(rest, type, list, inference), kind: 'additive', maskedValue: masks.maskedValue, ...common };
+    return { name: conjunction(booleans, place), kind: 'boolean', maskedValue: fill, ...common };
+  return { name: added(rest, type, place), kind: 'additive', maskedValue: masks.maskedValue, ...common };
 }
 
 /** Where all boolean masks keep the key, true. */
-function conjunction(masks: readonly MaskPlacement[], list: NodeList, inference: Inference): string {
+function conjunction(masks: readonly MaskPlacement[], place: EmissionPlace): string {
+  const { list } = place;
   const kept = masks.map((mask) => {
-    const shaped = reshaped(mask, list, inference);
+    const shaped = reshaped(mask, place);
     return mask.term.keepWhere ? shaped : list.add('Not', [shaped]);
   });
   return kept.reduce((a, b) => list.add('And', [a, b]));
 }
 
 /** What the masks, applied in order, add to a score; a boolean one puts its fill in place of what came before. */
-function added(masks: readonly MaskPlacement[], type: DataTypeName, list: NodeList, inference: Inference): string {
+function added(masks: readonly MaskPlacement[], type: DataTypeName, place: EmissionPlace): string {
+  const { list } = place;
   let sum: string | undefined;
   for (const mask of masks) {
     const { term } = mask;
     if (term.kind === 'additive') {
-      const scaled =
-        term.factor === 1 ? term.value.name : list.add('Mul', [term.value.name, list.scalar(term.factor, type)]);
-      const shaped = reshaped(mask, list, inference, scaled);
-      sum = sum === undefined ? shaped : list.add('Add', [sum, shaped]);
+      const shaped = reshaped(mask, place);
+      const scaled = term.factor === 1 ? shaped : list.add('Mul', [shaped, list.scalar(term.factor, type)]);
+      sum = sum === undefined ? scaled : list.add('Add', [sum, scaled]);
       continue;
     }
     if (masks.length > 1 && !absorbs(term.fill, dataTypeOf(type)))
       refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
     const kept = sum ?? list.scalar(0, type);
     const fill = list.scalar(term.fill, type);
-    sum = list.add('Where', [reshaped(mask, list, inference), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
+    sum = list.add('Where', [reshaped(mask, place), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
   }
   return sum!;
 }
 
-/** The mask in the shape that it was placed in; `name` where something was done to its values already. */
-function reshaped(mask: MaskPlacement, list: NodeList, inference: Inference, name = mask.term.value.name): string {
-  return mask.reshape ? emitReshape(mask.term.value, name, mask.reshape, list, inference) : name;
+/** The mask in the shape that it was placed in. */
+function reshaped({ term, reshape }: MaskPlacement, place: EmissionPlace): string {
+  return reshape ? emitReshape(term.value, reshape, place) : term.value.name;
 }
 
 /** Reshapes a value to sizes each of which is a constant, one of the value's own, or the one that is left. */
-function emitReshape(
-  value: Value,
-  name: string,
-  sizes: readonly Expression[],
-  list: NodeList,
-  inference: Inference,
-): string {
+function emitReshape(value: Value, sizes: readonly Expression[], { list, anchor, inference }: EmissionPlace): string {
+  const { name } = value;
   const source = inference.of(value).shape!;
+  const inserted = insertedAxes(source, sizes);
+  if (inserted) return list.unsqueeze(value, inserted, anchor);
   const open = sizes.filter((s) => s.value === undefined);
   if (open.length <= 1) return list.add('Reshape', [name, list.ints(sizes.map((s) => s.value ?? -1))]);
   const shape = list.add('Shape', [name]);

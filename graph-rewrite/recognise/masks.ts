@@ -55,6 +55,18 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   return { term, reshape: aligned ? undefined : sizes, shape: aligned ? shape : sizes, period };
 }
 
+/** Axes at which a shape needs sizes of 1 inserted to become another; undefined where that is not what it takes. */
+export function insertedAxes(shape: readonly Expression[], wanted: readonly Expression[]): number[] | undefined {
+  const inserted: number[] = [];
+  let next = 0;
+  for (const [axis, size] of wanted.entries()) {
+    if (next < shape.length && size.equals(shape[next]!)) next++;
+    else if (size.equals(1)) inserted.push(axis);
+    else return undefined;
+  }
+  return next === shape.length ? inserted : undefined;
+}
+
 const NAMES: Record<ScoreAxis, string> = { B: 'batch', H: 'heads', Q: 'queries', K: 'keys' };
 
 /** One logit a head: the tensor that holds them, to be read as a vector. */

@@ -14,7 +14,7 @@ export interface OperatorMask {
   readonly kind: 'boolean' | 'additive';
   /** Sizes of the scores, past keys among the keys. */
   readonly sizes: Readonly<Record<ScoreAxis, Expression>>;
-  /** Whether keys past the mask's end are masked (opset 24), so that its size must be shown to be theirs. */
+  /** Whether keys past the mask's end are masked. */
   readonly mayBeShorter: boolean;
 }
 
@@ -30,8 +30,6 @@ export function understandOperatorMask(
 ): UnderstoodMasks | undefined {
   const shape = inference.of(value).shape;
   if (!shape || shape.length > 4) return undefined;
-  const keys = shape.at(-1);
-  if (mayBeShorter && keys && !keys.equals(sizes.K) && !keys.equals(1)) return undefined;
   const axes = {
     B: freshDimension(sizes.B),
     H: freshDimension(sizes.H),
@@ -47,5 +45,10 @@ export function understandOperatorMask(
     fill: Number.NEGATIVE_INFINITY,
   };
   const placement: MaskPlacement = { term, reshape: undefined, shape, period: 0 };
-  return understandMasks([placement], axes, { type, hasSink: false }, inference);
+  const found = understandMasks([placement], axes, { type, hasSink: false }, inference);
+  const covered = shape.at(-1);
+  if (!found || !mayBeShorter || !covered || covered.equals(sizes.K) || covered.equals(1)) return found;
+  // Then a mask as short as this one must stay, and no attribute may count from the end of the keys.
+  const staysShort = found.rest.some((mask) => mask.shape.at(-1)?.equals(covered));
+  return staysShort && !found.alignEnd ? found : undefined;
 }

@@ -2,7 +2,7 @@
 import { type Expression, product } from '../../shape/expression.js';
 import type { Inference } from '../../shape/inference.js';
 import { leavesOf } from '../atoms.js';
-import { type MaskPlacement, SCORE_AXES, type ScoreAxes, type ScoreAxis } from '../masks.js';
+import { insertedAxes, type MaskPlacement, SCORE_AXES, type ScoreAxes, type ScoreAxis } from '../masks.js';
 import { Affine, IndexVariable } from './affine.js';
 import { type Condition, conjuncts, type Element, not, type Source } from './element.js';
 import { Evaluator } from './evaluate.js';
@@ -138,7 +138,10 @@ function valueIndices(
   return shape && indices;
 }
 
-/** Where a tensor stands among the scores, if it can be the operator's mask: the first that spans the fewest axes. */
+/**
+ * Where a tensor stands among the scores, if it can be the operator's mask: the one that spans the fewest axes, and of
+ * those the one that takes the fewest nodes to compute and to bring into shape.
+ */
 export function placeSource(
   sources: readonly Source[],
   placement: MaskPlacement,
@@ -146,10 +149,12 @@ export function placeSource(
   inference: Inference,
 ): { readonly source: Source; readonly placement: MaskPlacement } | undefined {
   let best: { source: Source; placement: MaskPlacement; cost: number } | undefined;
-  for (const source of sources) {
+  for (const [distance, source] of sources.entries()) {
     const placed = place(source, placement, indices, inference);
     if (!placed) continue;
-    const cost = placed.shape.filter((s) => !s.equals(1)).length * 2 + (placed.reshape ? 1 : 0);
+    const shape = inference.of(source.value).shape!;
+    const shaping = !placed.reshape ? 0 : insertedAxes(shape, placed.reshape) ? 2.5 : 6;
+    const cost = placed.shape.filter((s) => !s.equals(1)).length * 100 + distance + shaping;
     if (!best || cost < best.cost) best = { source, placement: placed, cost };
   }
   return best;
