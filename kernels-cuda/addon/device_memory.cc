@@ -40,7 +40,7 @@ void CopyDeviceMemory(void* target, const void* source, size_t bytes) {
   const int status = cuda.copy(target, source, bytes, kCopyDefault);
   if (status == 0) return;
   const char* why = cuda.error_text == nullptr ? nullptr : cuda.error_text(status);
-  throw Failure("device", "copying from the GPU failed: " +
+  throw Failure("device", "copying to or from the GPU failed: " +
                               (why == nullptr ? "CUDA error " + std::to_string(status) : std::string(why)));
 }
 

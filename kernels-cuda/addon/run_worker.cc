@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "device_memory.h"
+
 namespace ortflash {
 namespace {
 
@@ -70,7 +72,10 @@ void RunWorker::RunBound() {
   const Ort::MemoryInfo pinned("CudaPinned", OrtDeviceAllocator, device, OrtMemTypeCPUOutput);
   const Ort::MemoryInfo cpu = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
   Ort::IoBinding binding(state_->session());
-  for (const Feed& feed : feeds_) binding.BindInput(feed.name.c_str(), feed.value());
+  for (Feed& feed : feeds_) {
+    if (feed.upload) Upload(feed);
+    binding.BindInput(feed.name.c_str(), feed.value());
+  }
   for (const Fetch& fetch : fetches_) {
     const ValueDescription* output = FindDescription(state_->outputs(), fetch.name);
     const bool numeric = output->kind == ONNX_TYPE_TENSOR && output->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING;
@@ -80,6 +85,15 @@ void RunWorker::RunBound() {
   state_->session().Run(options_, binding);
   binding.SynchronizeOutputs();
   outputs_ = binding.GetOutputValues();
+}
+
+void RunWorker::Upload(Feed& feed) {
+  const auto info = feed.owned.GetTensorTypeAndShapeInfo();
+  const std::vector<int64_t> shape = info.GetShape();
+  Ort::Value target =
+      Ort::Value::CreateTensor(state_->gpu_allocator(), shape.data(), shape.size(), info.GetElementType());
+  CopyDeviceMemory(target.GetTensorMutableRawData(), feed.owned.GetTensorRawData(), TensorByteLength(feed.owned));
+  feed.owned = std::move(target);
 }
 
 void RunWorker::CheckOutputs() const {

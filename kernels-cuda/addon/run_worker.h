@@ -44,6 +44,8 @@ class RunWorker : public PromiseWorker {
  private:
   void RunPlain();
   void RunBound();
+  // Moves an input to the GPU.
+  void Upload(Feed& feed);
   void CheckOutputs() const;
 
   // First, so that it goes last: inputs may lie in the session's own memory.

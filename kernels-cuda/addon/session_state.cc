@@ -42,10 +42,18 @@ void SessionState::Describe() {
   for (size_t i = 0; i < output_names.size(); ++i)
     outputs_.push_back(DescribeValue(output_names[i], session_.GetOutputTypeInfo(i)));
   overridable_ = session_.GetOverridableInitializerNames();
-  const Ort::MemoryInfo place =
-      cuda_device_ >= 0 ? Ort::MemoryInfo("CudaPinned", OrtDeviceAllocator, cuda_device_, OrtMemTypeCPUOutput)
-                        : Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  input_allocator_.emplace(session_, place);
+  cpu_allocator_.emplace(session_, Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault));
+  if (cuda_device_ < 0) return;
+  pinned_allocator_.emplace(session_,
+                            Ort::MemoryInfo("CudaPinned", OrtDeviceAllocator, cuda_device_, OrtMemTypeCPUOutput));
+  gpu_allocator_.emplace(session_, Ort::MemoryInfo("Cuda", OrtDeviceAllocator, cuda_device_, OrtMemTypeDefault));
+  const auto places = session_.GetMemoryInfoForInputs();
+  for (size_t i = 0; i < inputs_.size(); ++i) inputs_[i].on_gpu = places[i].GetAllocatorName() == "Cuda";
+}
+
+bool SessionState::IsOnGpu(const std::string& input) const {
+  const ValueDescription* description = FindDescription(inputs_, input);
+  return description != nullptr && description->on_gpu;
 }
 
 bool SessionState::IsOverridable(const std::string& name) const {

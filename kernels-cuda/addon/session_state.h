@@ -19,6 +19,8 @@ struct ValueDescription {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> dimensions;
   std::vector<std::string> dimension_names;
+  // Where a run wants it, for inputs.
+  bool on_gpu = false;
 };
 
 // Shared between the JavaScript object and the runs under way: the session closes when the last of them lets go.
@@ -35,16 +37,22 @@ class SessionState {
   bool IsOverridable(const std::string& name) const;
   // The CUDA device, or -1.
   int cuda_device() const { return cuda_device_; }
-  // Where inputs are put: the session's pool, whose pages are in place after the first runs; for CUDA that of
-  // page-locked memory, from where they reach the GPU without another copy.
-  OrtAllocator* input_allocator() { return *input_allocator_; }
+  // Whether a run wants this input on the GPU.
+  bool IsOnGpu(const std::string& input) const;
+  // The session's pools: of the CPU's memory, whose pages are in place after the first runs; and in a CUDA session of
+  // page-locked memory, from where copies to the GPU are fastest, and of the GPU's own.
+  OrtAllocator* cpu_allocator() { return *cpu_allocator_; }
+  OrtAllocator* pinned_allocator() { return *pinned_allocator_; }
+  OrtAllocator* gpu_allocator() { return *gpu_allocator_; }
 
  private:
   void Describe();
 
   int cuda_device_;
   Ort::Session session_{nullptr};
-  std::optional<Ort::Allocator> input_allocator_;
+  std::optional<Ort::Allocator> cpu_allocator_;
+  std::optional<Ort::Allocator> pinned_allocator_;
+  std::optional<Ort::Allocator> gpu_allocator_;
   std::vector<ValueDescription> inputs_;
   std::vector<ValueDescription> outputs_;
   std::vector<std::string> overridable_;

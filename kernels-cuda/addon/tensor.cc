@@ -174,7 +174,9 @@ Feed ReadFeed(SessionState& session, const Napi::Object& record) {
   if (bytes.ByteLength() != expected)
     Refuse(feed.name, "has " + std::to_string(bytes.ByteLength()) + " bytes of data, its type and dims make " +
                           std::to_string(expected));
-  feed.owned = Ort::Value::CreateTensor(session.input_allocator(), shape.data(), shape.size(), type->id);
+  feed.upload = session.IsOnGpu(feed.name);
+  OrtAllocator* const allocator = feed.upload ? session.pinned_allocator() : session.cpu_allocator();
+  feed.owned = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type->id);
   if (feed.owned.GetTensorSizeInBytes() != expected)
     Refuse(feed.name, "takes another number of bytes in ONNX Runtime than " + std::to_string(expected));
   if (expected > 0) std::memcpy(feed.owned.GetTensorMutableRawData(), bytes.Data(), expected);

@@ -43,6 +43,9 @@ class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
 struct Feed {
   std::string name;
   Ort::Value owned{nullptr};
+  // `owned` is page-locked memory, to be copied to the GPU before the run. ONNX Runtime itself would not copy it: its
+  // kernels would read it across the bus, again and again.
+  bool upload = false;
   // Set instead of `owned` for a tensor that lies on the GPU.
   std::shared_ptr<DeviceTensor> resident;
 
