@@ -45,6 +45,7 @@ export class Evaluator {
 
   /** The element of a tensor at these indices, which must lie inside it. */
   at(value: Value, indices: Indices): Element {
+    if (indices.includes(undefined as never)) throw new RangeError('an axis that the tensor does not have');
     const source = { value, indices, keepWhere: true };
     const known = this.#depth < DEEPEST && this.#nodes < MOST_NODES ? this.#find(value, indices) : undefined;
     if (known && complexity(known) <= MOST_COMPLEX) return alsoIn(known, source);
@@ -65,9 +66,14 @@ export class Evaluator {
     if (node?.domain !== '') return undefined;
     this.#nodes++;
     this.#depth++;
-    const result = this.#apply(node, value, indices);
-    this.#depth--;
-    return result;
+    try {
+      return this.#apply(node, value, indices);
+    } catch {
+      // A node that does not fit its operator: what is wrong is for the runtime to say.
+      return undefined;
+    } finally {
+      this.#depth--;
+    }
   }
 
   #apply(node: Node, output: Value, indices: Indices): Known {
