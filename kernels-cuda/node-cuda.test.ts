@@ -1,11 +1,12 @@
 /** Sessions on a CUDA device; skipped where ONNX Runtime's CUDA provider, the addon or a GPU is missing. */
 import { execFileSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import anyTest, { type TestFn } from 'ava';
+import { decodeModel, encodeModel, rewriteModel } from '../graph-rewrite/index.js';
 import { decodeHalf } from '../graph-rewrite/op/half.js';
 import { allModels, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
 import { createTensor, InferenceSession, Tensor } from './index.js';
-import { addonPath, cudaProviderPath } from './node-paths.js';
+import { addonPath, cudaProviderPath, customOpLibraryPath } from './node-paths.js';
 import { identityModel, powerModel } from './test-models.js';
 
 function hasGpu(): boolean {
@@ -44,31 +45,46 @@ function worst(actual: Tensor, expected: TestTensor, tolerance: number): number 
   return largest;
 }
 
-async function runModel(model: ModelExample): Promise<number> {
+/** Matrix products of float32 in TF32, ONNX Runtime's default, would be past the tolerances. */
+const exact = { name: 'cuda', providerOptions: { use_tf32: '0' } } as const;
+
+/** Runs a model's reference inputs; the largest difference from PyTorch's outputs, and how attention was computed. */
+async function runModel(model: ModelExample, bytes?: Uint8Array): Promise<{ off: number; text: string }> {
   const { inputs, outputs } = readTestData(model.dataFolder);
-  const session = await InferenceSession.create(model.modelFile, cuda);
+  const options = { executionProviders: [exact] };
+  const session = await (bytes === undefined
+    ? InferenceSession.create(model.modelFile, options)
+    : InferenceSession.create(bytes, options));
   const feeds = inputs.map(({ name, type, dims, data }, i) => {
     return [name || session.inputNames[i]!, createTensor(type as Tensor.Type, data, dims)] as const;
   });
   const results = await session.run(Object.fromEntries(feeds));
   await session.release();
-  return Math.max(...outputs.map((output, i) => worst(results[session.outputNames[i]!]!, output, model.tolerance)));
+  const differences = outputs.map((output, i) => worst(results[session.outputNames[i]!]!, output, model.tolerance));
+  return { off: Math.max(...differences), text: session.explain().text };
 }
 
 test('every model gives PyTorch’s outputs on CUDA', async (t) => {
-  const models = allModels();
-  const refused: string[] = [];
-  for (const model of models) {
-    try {
-      // ONNX Runtime multiplies float32 matrices in TF32 where it may.
-      const off = await runModel(model);
-      if (off > 20) t.fail(`${model.name}: ${off} times its tolerance`);
-    } catch (error) {
-      refused.push(`${model.name}: ${error instanceof Error ? error.message : error}`);
-    }
+  const wrong: string[] = [];
+  for (const model of allModels()) {
+    const { off } = await runModel(model);
+    if (!(off <= 1)) wrong.push(`${model.name}: ${off} times its tolerance`);
   }
-  t.log(`${models.length} models, ${refused.length} refused`, refused.slice(0, 5));
-  t.true(refused.length < 0.05 * models.length);
+  t.deepEqual(wrong, []);
+});
+
+test('every rewritten model gives PyTorch’s outputs on CUDA, by our kernels where they are built', async (t) => {
+  const wrong: string[] = [];
+  const hasKernels = existsSync(customOpLibraryPath());
+  for (const model of allModels().filter(({ sites }) => sites > 0)) {
+    const proto = decodeModel(new Uint8Array(readFileSync(model.modelFile)));
+    rewriteModel(proto);
+    const { off, text } = await runModel(model, encodeModel(proto));
+    if (!(off <= 1)) wrong.push(`${model.name}: ${off} times its tolerance`);
+    t.is(/kernels are not built/.test(text), !hasKernels, text);
+  }
+  t.log(hasKernels ? 'by our kernels' : 'by ONNX Runtime’s fused operators');
+  t.deepEqual(wrong, []);
 });
 
 test('outputs stay on the GPU, are fed again, and come back when they are asked for', async (t) => {
