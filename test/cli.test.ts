@@ -1,6 +1,6 @@
 /** The command line as a user meets it: exit codes, messages, what is on stdout and stderr, and what is on the disk. */
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -287,6 +287,26 @@ test('run gives what PyTorch gave, and goes on where it left off', (t) => {
   t.is(actual.length, expected.length);
   t.true(actual.every((value, index) => Math.abs(value - expected[index]!) < 1e-4));
   t.like(JSON.parse(ortFlash(...args).stdout), { finished: 0, skipped: 1 });
+});
+
+test('an interrupted run keeps whole samples only, and goes on from there', async (t) => {
+  const folder = scratch(t);
+  const { dataFolder } = bundledModel('bert-ts11');
+  const inputs = join(folder, 'in');
+  for (let sample = 0; sample < 300; sample++) {
+    cpSync(dataFolder, join(inputs, `test_data_set_${sample}`), { recursive: true });
+  }
+  const outputs = join(folder, 'out');
+  const args = ['run', bert, '--inputs', inputs, '--outputs', outputs];
+  const child = spawn(process.execPath, [...program, ...args], { stdio: 'ignore' });
+  const ended = new Promise<NodeJS.Signals | null>((done) => child.once('exit', (_, signal) => done(signal)));
+  while (!existsSync(join(outputs, 'test_data_set_0'))) await new Promise((done) => setTimeout(done, 5));
+  child.kill('SIGINT');
+  t.is(await ended, 'SIGINT');
+  const written = readdirSync(outputs).filter((name) => name.startsWith('test_data_set_'));
+  t.true(written.length < 300);
+  for (const sample of written) t.deepEqual(readdirSync(join(outputs, sample)), ['output_0.pb']);
+  t.like(JSON.parse(ortFlash(...args, '--json').stdout), { skipped: written.length, finished: 300 - written.length });
 });
 
 test('export triton writes a model repository', (t) => {

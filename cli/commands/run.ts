@@ -47,8 +47,12 @@ export async function run(output: Output, model: string, options: RunCommandOpti
       `${output.mark(failed.length === 0 && !summary.interrupted)} ${count(summary.finished, 'sample')} of ` +
         `${summary.total} run in ${summary.seconds.toFixed(1)} s (${rate})${already}; results in ${resolve(outputs)}`,
     );
-    if (summary.interrupted) output.line('interrupted: the same command goes on from here');
-    if (summary.interrupted) process.exitCode = 130;
+    if (summary.interrupted) {
+      output.line('interrupted: the same command goes on from here');
+      // What was started is written; now end as any interrupted process does, so that a script around it ends too.
+      process.off('SIGINT', interrupt);
+      process.kill(process.pid, 'SIGINT');
+    }
     return failed.length > 0 ? EXIT.fault : EXIT.success;
   } finally {
     process.off('SIGINT', interrupt);
