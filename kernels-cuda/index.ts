@@ -14,8 +14,9 @@ export type {
   RunBatchOptions,
   TensorFileFormat,
 } from './node-batch-types.js';
-export type { RefusedProvider, SessionExplanation, SessionPlace } from './node-devices.js';
+export type { RefusedProvider, SessionExplanation, SessionOptions, SessionPlace } from './node-devices.js';
 export type { CudaProvider } from './node-options.js';
+export type { FlashMode } from './node-prepare.js';
 export { InferenceSession } from './node-session.js';
 export { createTensor, type ExtendedTensorType } from './node-tensor.js';
 export { type ExportTritonOptions, type ExportTritonResult, exportTriton } from './node-triton.js';

@@ -6,12 +6,17 @@ import { loadAddon, toOrtFlashError } from './node-addon.js';
 import { AddonSessionHandler } from './node-handler.js';
 import { cudaOptions, nativeSessionOptions } from './node-options.js';
 import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
-import { type PreparedModel, prepareModel } from './node-prepare.js';
+import { type FlashMode, type PreparedModel, prepareModel } from './node-prepare.js';
 import { openWebGpuSession } from './node-webgpu.js';
 
-type SessionOptions = OrtTypes.SessionOptions;
 type Provider = OrtTypes.ExecutionProviderConfig;
 type Model = string | Uint8Array;
+
+/** onnxruntime-node's options, and this package's own. */
+export interface SessionOptions extends OrtTypes.SessionOptions {
+  /** Default `auto`. */
+  readonly flash?: FlashMode;
+}
 
 /** What a session runs on. */
 export interface SessionPlace {
@@ -95,20 +100,23 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
     case 'cpu':
       return openCpu(provider, model, options);
     default:
-      return openOrt(provider, await prepareModel(model, 'ort', false), options);
+      // What other providers do with fused operators is not known.
+      return openOrt(provider, await prepareModel(model, 'ort', 'off'), options);
   }
 }
 
 async function openCpu(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
+  const { flash = 'auto' } = options;
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'ort', false), options, ['runs block the event loop']);
+    return openOrt(provider, await prepareModel(model, 'ort', flash, false), options, ['runs block the event loop']);
   }
-  return { ...(await openAddon(await prepareModel(model, 'ort'), model, options, {})), device: 'cpu' };
+  return { ...(await openAddon(await prepareModel(model, 'ort', flash), model, options, {})), device: 'cpu' };
 }
 
 async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
+  const { flash = 'auto' } = options;
   const settings = cudaOptions(provider);
   const library = cudaProviderPath();
   if (!existsSync(library)) {
@@ -122,11 +130,11 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'ort', false), options, [state.why]);
+    return openOrt(provider, await prepareModel(model, 'ort', flash, false), options, [state.why]);
   }
   const kernels = customOpLibraryPath();
   const hasKernels = existsSync(kernels);
-  const prepared = await prepareModel(model, hasKernels ? 'flash' : 'ort');
+  const prepared = await prepareModel(model, hasKernels ? 'flash' : 'ort', flash);
   const device = `cuda:${settings.device_id}`;
   const customOpLibraries = hasKernels ? [kernels] : [];
   const opened = await openAddon(prepared, model, options, { cuda: settings, customOpLibraries });
@@ -161,7 +169,8 @@ async function openOrt(
   options: SessionOptions,
   notes: readonly string[] = [],
 ): Promise<Opened> {
-  const given = { ...options, executionProviders: [provider] };
+  const { flash: _, ...ort } = options;
+  const given = { ...ort, executionProviders: [provider] };
   const session =
     typeof prepared.model === 'string'
       ? await OrtSession.create(prepared.model, given)

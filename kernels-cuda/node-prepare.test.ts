@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import anyTest, { type ExecutionContext, type TestFn } from 'ava';
 import { decodeModel, encodeModel, rewriteModel } from '../graph-rewrite/index.js';
 import { DataLocation, type ModelProto, StringStringEntryProto } from '../graph-rewrite/onnx/proto.js';
-import { bundledModel, bundledModels, type ModelExample, readTestData } from '../models/corpus.js';
-import { createTensor, InferenceSession, type Tensor } from './index.js';
+import { allModels, bundledModel, bundledModels, type ModelExample, readTestData } from '../models/corpus.js';
+import { createTensor, type FlashMode, InferenceSession, type Tensor } from './index.js';
 import { addonPath } from './node-paths.js';
 
 const test = anyTest as TestFn<{ folder: string }>;
@@ -52,10 +52,37 @@ withAddon('rewritten models run on the CPU by fused operators, with PyTorch’s 
   t.true(fused >= 10);
 });
 
-test('a model without our operator stays as it is', async (t) => {
-  const session = await InferenceSession.create(bundledModel('bert-ts11').modelFile, { executionProviders: ['cpu'] });
-  t.false(session.explain().text.includes('attention'));
-  await session.release();
+withAddon('every model gives PyTorch’s outputs when it is fused as it is loaded', async (t) => {
+  const models = allModels().filter(({ unrunnableOnCpu }) => unrunnableOnCpu !== true);
+  let fused = 0;
+  for (const model of models) {
+    const session = await InferenceSession.create(model.modelFile, { executionProviders: ['cpu'] });
+    await checkOutputs(t, session, model);
+    if (/by (MultiHead|GroupQuery)Attention/.test(session.explain().text)) fused++;
+    await session.release();
+  }
+  t.log(`${models.length} models, ${fused} by fused operators`);
+  t.true(fused >= 10);
+});
+
+test('flash says whether a model is fused', async (t) => {
+  const vit = bundledModel('vit-sdpa-ts17').modelFile;
+  const plain = bundledModels().find(
+    ({ sites, unrunnableOnCpu }) => sites === 0 && unrunnableOnCpu !== true,
+  )!.modelFile;
+  const open = (model: string, flash: FlashMode) =>
+    InferenceSession.create(model, { executionProviders: ['cpu'], flash });
+  const explain = async (model: string, flash: FlashMode) => {
+    const session = await open(model, flash);
+    await session.release();
+    return session.explain().text;
+  };
+  t.regex(await explain(vit, 'auto'), /MultiHeadAttention/);
+  t.regex(await explain(vit, 'on'), /MultiHeadAttention/);
+  t.notRegex(await explain(vit, 'off'), /attention/);
+  t.notRegex(await explain(plain, 'auto'), /attention/);
+  await t.throwsAsync(open(plain, 'on'), { name: 'OrtFlashError', message: /no attention of the model can be fused/ });
+  await t.throwsAsync(open(vit, 'yes' as 'on'), { message: /flash is 'auto', 'on' or 'off'/ });
 });
 
 /** Moves the large initializers into a file. */
@@ -104,5 +131,5 @@ test('without the addon, a rewritten model runs, too', (t) => {
   );
   const [first, second] = stdout.split('\n');
   t.regex(first!, /onnxruntime-node; \d attentions? by MultiHeadAttention/);
-  t.regex(second!, /onnxruntime-node; attention runs by its function body/);
+  t.regex(second!, /onnxruntime-node; the model is left as it is: .* needs the addon/);
 });

@@ -1,14 +1,21 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { lowerModel } from '../graph-rewrite/lower.js';
+import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../graph-rewrite/onnx/external.js';
+import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
-import { FLASH_ATTENTION_DOMAIN } from '../graph-rewrite/op/definition.js';
-import type { LoweredSite } from '../graph-rewrite/report.js';
+import { FLASH_ATTENTION_OP } from '../graph-rewrite/op/definition.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
 
 /** What carries out attention in a session: our kernels, or the fused operators of ONNX Runtime itself. */
 export type AttentionTarget = 'flash' | 'ort';
+
+/**
+ * Whether attention is fused: where that is possible (`auto`), always, with an error where it is not possible (`on`),
+ * or never, the model going to ONNX Runtime as it is (`off`).
+ */
+export type FlashMode = 'auto' | 'on' | 'off';
 
 /** A model as it goes to a session. */
 export interface PreparedModel {
@@ -23,37 +30,74 @@ export interface PreparedModel {
 const DATA_FOLDER = 'session.model_external_initializers_file_folder_path';
 
 /**
- * Gives a model the form of its `FlashAttention` nodes that suits where it will run. Other models stay as they are.
- * @param dataFolders whether the session takes config entries, which a lowered model with external data needs; without,
- *   such a model stays as it is, and its `FlashAttention` nodes run by their function bodies
- * @throws OrtFlashError `malformed-model`
+ * Rewrites a model so that its attentions are carried out as suits where it will run. A model in which nothing can be
+ * fused, or that this package cannot read, goes to ONNX Runtime as it is.
+ * @param dataFolders whether the session takes config entries, which a rewritten model with external data needs
+ * @throws OrtFlashError with `flash: 'on'`, where no attention can be fused
  */
 export async function prepareModel(
   model: string | Uint8Array,
   target: AttentionTarget,
+  flash: FlashMode,
   dataFolders = true,
 ): Promise<PreparedModel> {
-  const asItIs = { model, configEntries: {}, note: undefined };
-  if (target === 'flash') return asItIs;
-  const bytes = typeof model === 'string' ? await readModel(model) : model;
-  // Decoding and inference take their time: most models have no node of ours.
-  if (
-    bytes === undefined ||
-    !Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).includes(FLASH_ATTENTION_DOMAIN)
-  )
-    return asItIs;
+  if (!['auto', 'on', 'off'].includes(flash))
+    throw new OrtFlashError('invalid-argument', `the option flash is 'auto', 'on' or 'off', not '${flash}'`);
+  const asItIs = (note: string | undefined) => ({ model, configEntries: {}, note });
+  if (flash === 'off') return asItIs(undefined);
+  try {
+    const prepared = await rewrite(model, target, dataFolders);
+    if (prepared !== undefined) return prepared;
+    if (flash === 'auto') return asItIs(undefined);
+  } catch (error) {
+    if (flash === 'on' || !(error instanceof OrtFlashError)) throw error;
+    return asItIs(`the model is left as it is: ${error.message}`);
+  }
+  throw new OrtFlashError('unsupported', "flash is 'on', and no attention of the model can be fused");
+}
+
+async function rewrite(
+  model: string | Uint8Array,
+  target: AttentionTarget,
+  dataFolders: boolean,
+): Promise<PreparedModel | undefined> {
   const file = typeof model === 'string' ? model : undefined;
+  const bytes = typeof model === 'string' ? await readModel(model) : model;
+  // ONNX Runtime says itself what it cannot read.
+  if (bytes === undefined) return undefined;
   const proto = decodeModel(bytes, file);
+  const before = countAttentions(proto);
+  rewriteModel(proto, { target });
+  const after = countAttentions(proto);
+  const fused = [...after].filter(([operator, count]) => {
+    if (target === 'ort' && operator === FLASH_ATTENTION_OP) return false;
+    return count > (before.get(operator) ?? 0) || operator === FLASH_ATTENTION_OP;
+  });
+  if (fused.length === 0) return undefined;
+  const external = hasExternalData(proto);
+  if (external && !dataFolders)
+    throw new OrtFlashError('unsupported', 'rewriting a model with external data needs the addon');
+  const configEntries: Record<string, string> = {};
+  if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
+  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, target) };
+}
+
+function hasExternalData(proto: ModelProto): boolean {
   let external = false;
   forEachTensor(proto, (tensor) => {
     external ||= isExternal(tensor);
   });
-  if (external && !dataFolders) return { ...asItIs, note: 'attention runs by its function body: the addon is missing' };
-  const sites = lowerModel(proto, target);
-  if (sites.length === 0) return asItIs;
-  const configEntries: Record<string, string> = {};
-  if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
-  return { model: encodeModel(proto), configEntries, note: describeSites(sites) };
+  return external;
+}
+
+const ATTENTION_OPERATORS = new Set([FLASH_ATTENTION_OP, 'MultiHeadAttention', 'GroupQueryAttention', 'Attention']);
+
+/** How many nodes the model's own graph has of each fused operator. */
+function countAttentions(proto: ModelProto): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { op_type: operator } of proto.graph?.node ?? [])
+    if (operator && ATTENTION_OPERATORS.has(operator)) counts.set(operator, (counts.get(operator) ?? 0) + 1);
+  return counts;
 }
 
 /** The file's bytes; nothing where it cannot be read, which ONNX Runtime says itself. */
@@ -61,12 +105,11 @@ async function readModel(file: string): Promise<Uint8Array | undefined> {
   return readFile(file).catch(() => undefined);
 }
 
-/** `12 attentions by MultiHeadAttention, 1 by its function body (reason)`. */
-function describeSites(sites: readonly LoweredSite[]): string {
-  const counts = new Map<string, number>();
-  for (const { operator, refusal } of sites) {
-    const way = refusal === undefined ? operator : `its function body (${refusal.reason})`;
-    counts.set(way, (counts.get(way) ?? 0) + 1);
-  }
-  return Array.from(counts, ([way, count]) => `${count} attention${count === 1 ? '' : 's'} by ${way}`).join(', ');
+/** `12 attentions by MultiHeadAttention, 1 by its function body`. */
+function describeAttentions(counts: ReadonlyMap<string, number>, target: AttentionTarget): string {
+  const ways = Array.from(counts, ([operator, count]) => {
+    const own = target === 'flash' ? 'our kernels' : `${count === 1 ? 'its' : 'their'} function body`;
+    return `${count} attention${count === 1 ? '' : 's'} by ${operator === FLASH_ATTENTION_OP ? own : operator}`;
+  });
+  return ways.join(', ');
 }

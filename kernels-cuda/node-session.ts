@@ -1,7 +1,7 @@
 import type { InferenceSessionHandler, InferenceSession as OrtTypes } from 'onnxruntime-node';
 import { InferenceSession as OrtSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
-import { openSession, type SessionExplanation } from './node-devices.js';
+import { type SessionOptions as FlashSessionOptions, openSession, type SessionExplanation } from './node-devices.js';
 
 /** onnxruntime-common's session, which turns the arguments of `run` into those of a handler. */
 const HandlerSession = OrtSession as unknown as new (handler: InferenceSessionHandler) => OrtTypes;
@@ -10,6 +10,8 @@ const HandlerSession = OrtSession as unknown as new (handler: InferenceSessionHa
  * onnxruntime-node's InferenceSession, with attention as this package carries it out.
  *
  * Same options, methods and metadata. Besides:
+ * - Models are rewritten as they are loaded, unless `flash` is 'off' among the options: attention runs in our kernels on
+ *   CUDA, and elsewhere by ONNX Runtime's own fused operators, where these can express it.
  * - `executionProviders: ['cuda', 'webgpu', 'cpu']` falls through in order; `explain()` says which it took and why.
  * - Where the addon is built (`npm run build:addon`), `run` does not block the event loop and takes every ONNX type;
  *   see createTensor. Inputs must stay as they are until the promise settles.
@@ -57,7 +59,7 @@ export class InferenceSession extends HandlerSession {
 
 /** onnxruntime-node's types of sessions, under the names that they have there. */
 export declare namespace InferenceSession {
-  type SessionOptions = OrtTypes.SessionOptions;
+  type SessionOptions = FlashSessionOptions;
   type RunOptions = OrtTypes.RunOptions;
   type FeedsType = OrtTypes.FeedsType;
   type FetchesType = OrtTypes.FetchesType;
@@ -73,7 +75,7 @@ function readArguments(source: unknown, rest: readonly unknown[]) {
   const fail = (why: string): never => {
     throw new OrtFlashError('invalid-argument', `InferenceSession.create: ${why}`);
   };
-  const optionsOf = (value: unknown): OrtTypes.SessionOptions => {
+  const optionsOf = (value: unknown): FlashSessionOptions => {
     if (value === undefined) return {};
     return typeof value === 'object' && value !== null ? value : fail('options must be an object');
   };
