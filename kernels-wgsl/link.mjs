@@ -16,7 +16,7 @@ const compact = (text) =>
     .replace(/\/\/.*$/gm, '')
     // The linker does not know the subgroup-matrix extension: shaders/extension.wesl stands in for it and goes here.
     .replace(/(?:fn|struct) (?:subgroupMatrix|subgroup_matrix_)\w+(?:\(\))?\s*\{[^}]*\}/g, '')
-    .replace(/^const row_major = 0;|^const column_major = 0;/gm, '')
+    .replace(/^const (?:row_major|col_major) = 0;/gm, '')
     .replace(/^\s+/gm, '')
     .replace(/\n+/g, '\n');
 

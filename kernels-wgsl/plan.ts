@@ -6,6 +6,7 @@ import { bindCombine, coverProblem, type PlannedTensors, resolveTensors, splitSc
 import { featureParameters } from './features.js';
 import { planAppend } from './plan-append.js';
 import { isDecode, planDecode } from './plan-decode.js';
+import { type MatrixTiles, planMatrix } from './plan-matrix.js';
 import { planPrefill } from './plan-prefill.js';
 import type { KernelName } from './shaders/linked.js';
 import { knownParameters, type ShaderParameters } from './specialize.js';
@@ -75,6 +76,15 @@ export interface PlanOptions {
   readonly cacheCapacity?: number;
   /** Split the keys into so many parts at most. */
   readonly splits?: number;
+  /** Shader parameters that replace the planner's own; for experiments. */
+  readonly parameters?: ShaderParameters;
+  /** Use these tiles for the subgroup-matrix kernel. */
+  readonly matrixTiles?: MatrixTiles;
+  /**
+   * Let float32 problems use the subgroup-matrix kernel, which rounds queries, keys, values and weights to float16: many
+   * times as fast, with float16's precision and range.
+   */
+  readonly allowsHalfPrecision?: boolean;
   /** Use these tiles for the portable prefill kernel. */
   readonly prefillTiles?: PrefillTiles;
 }
@@ -99,7 +109,17 @@ export function planAttention(
   const splits = Math.max(1, Math.ceil(problem.keys / splitKeys));
   return {
     kernel: choice.kernel,
-    dispatches: [...append, ...planKernel(problem, facts, tensors, choice, splits, splitKeys)],
+    dispatches: [
+      ...append,
+      ...planKernel(
+        problem,
+        facts,
+        tensors,
+        { ...choice, parameters: { ...choice.parameters, ...options.parameters } },
+        splits,
+        splitKeys,
+      ),
+    ],
     scratchBytes: splits > 1 ? splitScratch(problem, facts, splits).bytes : 0,
     tensorBytes: tensors.bytes,
   };
@@ -111,8 +131,14 @@ function chooseKernel(
   tensors: PlannedTensors,
   options: PlanOptions,
 ): KernelChoice {
-  const wanted = options.kernel ?? (isDecode(problem) && options.prefillTiles === undefined ? 'decode' : 'prefill');
+  const hasTiles = options.prefillTiles !== undefined || options.matrixTiles !== undefined;
+  const wanted = options.kernel ?? (isDecode(problem) && !hasTiles ? 'decode' : 'prefill');
   if (wanted === 'decode') return planDecode(problem, facts, tensors, options);
+  const takesMatrices = problem.type === 'float16' || options.allowsHalfPrecision === true;
+  if (options.kernel !== 'prefill' && takesMatrices && options.prefillTiles === undefined) {
+    const choice = planMatrix(problem, facts, tensors, options);
+    if (choice !== undefined) return choice;
+  }
   return planPrefill(problem, facts, tensors, options);
 }
 

@@ -1,5 +1,9 @@
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { type KernelName, SHADERS } from './shaders/linked.js';
+import { unrollLoops } from './unroll.js';
+
+/** The WGSL extension of subgroup matrices. */
+export const SUBGROUP_MATRIX = 'chromium_experimental_subgroup_matrix';
 
 /** Values for a shader's constants (numbers, booleans) and type aliases (strings), by name. */
 export type ShaderParameters = Readonly<Record<string, number | boolean | string>>;
@@ -21,7 +25,11 @@ export function specialize(kernel: KernelName, parameters: ShaderParameters, ena
       throw new OrtFlashError('invalid-argument', `the ${kernel} shader has no parameter ${name}`);
     source = source.replace(declaration, (_, type: string) => declare(name, value, type));
   }
-  return [...enables.map((extension) => `enable ${extension};`), source].join('\n');
+  const directives = enables.map((extension) => `enable ${extension};`);
+  // Which subgroup a thread belongs to is the same for all of it, which the uniformity analysis cannot know.
+  if (enables.includes(SUBGROUP_MATRIX)) directives.push('diagnostic(off, chromium.subgroup_matrix_uniformity);');
+  if (enables.includes('subgroups')) directives.push('diagnostic(off, subgroup_uniformity);');
+  return [...directives, unrollLoops(source)].join('\n');
 }
 
 /** Parameters of this list that the kernel has; what it does not have, it does not depend on. */

@@ -5,7 +5,8 @@ const SWIFTSHADER = '/usr/lib/chromium/vk_swiftshader_icd.json';
 
 /** Dawn's toggles without which an NVIDIA GPU shows neither f16, nor subgroup matrices, nor fine timestamps. */
 const TOGGLES = [
-  'enable-dawn-features=vulkan_enable_f16_on_nvidia,allow_unsafe_apis',
+  // More of Dawn's toggles, for experiments: ORT_FLASH_DAWN=disable_robustness,…
+  `enable-dawn-features=${['vulkan_enable_f16_on_nvidia', 'allow_unsafe_apis', process.env.ORT_FLASH_DAWN].filter(Boolean).join()}`,
   'disable-dawn-features=timestamp_quantization',
 ];
 

@@ -1,0 +1,104 @@
+import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
+import type { AdapterFacts, SubgroupMatrixShape } from './adapter.js';
+import type { PlannedTensors } from './coverage.js';
+import { readingParameters } from './features.js';
+import type { KernelChoice, PlanOptions } from './plan.js';
+import { SUBGROUP_MATRIX } from './specialize.js';
+
+/** Tile sizes of the subgroup-matrix kernel; see the top of shaders/prefill-matrix.wesl. */
+export interface MatrixTiles {
+  readonly subgroups: number;
+  /** Queries of one subgroup. */
+  readonly rows: number;
+  readonly keyTile: number;
+}
+
+/** Best guess first. */
+const TILES: readonly MatrixTiles[] = [
+  { subgroups: 4, rows: 32, keyTile: 32 },
+  { subgroups: 4, rows: 16, keyTile: 64 },
+  { subgroups: 4, rows: 16, keyTile: 32 },
+  { subgroups: 2, rows: 16, keyTile: 32 },
+  { subgroups: 4, rows: 16, keyTile: 16 },
+  { subgroups: 2, rows: 16, keyTile: 16 },
+  { subgroups: 1, rows: 16, keyTile: 16 },
+];
+
+/** Registers of 32 bits that a thread's matrices may take. */
+const REGISTER_BUDGET = 200;
+
+/** Head dimensions padded to whole matrices. */
+function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
+  return {
+    depth: Math.ceil(problem.headDimension / shape.K) * shape.K,
+    value: Math.ceil(problem.valueDimension / shape.N) * shape.N,
+  };
+}
+
+/** Bytes of workgroup memory that the kernel takes. */
+export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixShape, tiles: MatrixTiles): number {
+  const { depth, value } = padded(problem, shape);
+  const queries = tiles.subgroups * tiles.rows;
+  const staged = 2 * tiles.keyTile * (depth + 8 + value + 8);
+  return staged + queries * (4 * (tiles.keyTile + 4) + 2 * (tiles.keyTile + 8)) + 64;
+}
+
+/** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
+export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+  const size = facts.subgroupMinSize;
+  const shape = matrixShape(facts);
+  if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
+  const { depth, value } = padded(problem, shape);
+  return TILES.filter((tiles) => {
+    const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
+    const shares = (tiles.rows * 4) % size === 0 && tiles.rows % shape.M === 0;
+    const blocks = tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
+    return (
+      shares &&
+      blocks &&
+      registers <= REGISTER_BUDGET &&
+      tiles.subgroups * size <= facts.workgroupThreads &&
+      matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
+    );
+  });
+}
+
+/** The largest shape of the adapter's. */
+function matrixShape(facts: AdapterFacts): SubgroupMatrixShape | undefined {
+  return [...facts.subgroupMatrices].sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K)[0];
+}
+
+/** The subgroup-matrix kernel; undefined where it cannot do the problem here. */
+export function planMatrix(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  tensors: PlannedTensors,
+  options: PlanOptions,
+): KernelChoice | undefined {
+  const tiles = options.matrixTiles ?? matrixCandidates(problem, facts)[0];
+  const shape = matrixShape(facts);
+  if (tiles === undefined || shape === undefined) return undefined;
+  const queryTile = tiles.subgroups * tiles.rows;
+  const { depth, value } = padded(problem, shape);
+  return {
+    kernel: 'prefill-matrix',
+    parameters: {
+      ...readingParameters(problem, tensors),
+      SUBGROUP_SIZE: facts.subgroupMinSize,
+      SUBGROUPS: tiles.subgroups,
+      ROWS: tiles.rows,
+      KEY_TILE: tiles.keyTile,
+      ...shape,
+      DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
+      VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
+      DEPTH_BLOCKS: depth / shape.K,
+      VALUE_BLOCKS: value / shape.N,
+    },
+    enables: ['f16', 'subgroups', SUBGROUP_MATRIX],
+    queryUnit: queryTile,
+    headUnit: 1,
+    keyUnit: tiles.keyTile,
+    splits: options.splits ?? 1,
+    grid: (coverage, splits) => [Math.ceil(coverage.queries / queryTile) * splits, coverage.heads, coverage.batches],
+  };
+}
