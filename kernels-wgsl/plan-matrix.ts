@@ -52,7 +52,7 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   return TILES.filter((tiles) => {
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const shares = (tiles.rows * 4) % size === 0 && tiles.rows % shape.M === 0;
-    const blocks = tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
+    const blocks = tiles.keyTile % 16 === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
     return (
       shares &&
       blocks &&

@@ -36,7 +36,7 @@ export function planPrefill(
       DEPTH_QUADS: head.depthQuads,
       VALUE_QUADS: head.valueQuads,
       DEPTH_CHUNK: tiles.depthChunk,
-      VALUE_CHUNK: tiles.valueChunk,
+      VALUE_STEPS: tiles.valueSteps,
       QUERIES_STAY: tiles.queriesStay,
     },
     enables: problem.type === 'float16' ? ['f16'] : [],

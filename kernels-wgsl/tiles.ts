@@ -9,8 +9,8 @@ export interface PrefillTiles {
   readonly columnThreads: number;
   /** Quads of the head dimension staged at a time. */
   readonly depthChunk: number;
-  /** Keys whose values are staged at a time; divides keyTile. */
-  readonly valueChunk: number;
+  /** Values staged at a time: those of so many of every `columnThreads` keys; divides columnThreads. */
+  readonly valueSteps: number;
   /** Whether the queries' whole head dimension stays in workgroup memory. */
   readonly queriesStay: boolean;
 }
@@ -24,16 +24,15 @@ export interface HeadShape {
 
 /** Bytes of workgroup memory that the prefill kernel takes with these tiles. */
 export function prefillMemory(tiles: PrefillTiles, head: HeadShape): number {
-  const stride = (quads: number) => (quads % 8 === 0 ? quads : quads | 1);
   const chunks = Math.ceil(head.depthQuads / tiles.depthChunk);
   const queryQuads = tiles.queriesStay ? tiles.depthChunk * chunks : tiles.depthChunk;
+  const columnQuads = Math.ceil(head.valueQuads / tiles.columnThreads);
   const quad = 4 * head.elementBytes;
-  const query = tiles.queryTile * stride(queryQuads) * quad;
-  const stage = Math.max(tiles.keyTile * stride(tiles.depthChunk), tiles.valueChunk * head.valueQuads) * quad;
-  const weights = tiles.queryTile * stride(tiles.keyTile / 4) * 16;
+  const query = tiles.queryTile * queryQuads * quad;
+  const stage = tiles.keyTile * Math.max(tiles.depthChunk, tiles.valueSteps * columnQuads) * quad;
+  const weights = tiles.queryTile * tiles.keyTile * 4;
   const partial = tiles.queryTile * tiles.columnThreads * 4;
-  const round = (bytes: number) => Math.ceil(bytes / 16) * 16;
-  return round(query) + round(stage) + round(weights) + round(partial) + 16;
+  return query + stage + weights + partial + 16;
 }
 
 /** Accumulators that each thread holds, in 32-bit registers. */
@@ -61,11 +60,11 @@ export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries:
   const candidates: PrefillTiles[] = [];
   for (const [queryTile, keyTile, rowThreads, columnThreads] of SHAPES) {
     for (const depthChunk of chunksOf(head.depthQuads)) {
-      // Values share the memory of the keys' chunk: as many keys' values as fit there, and at least four.
-      let valueChunk = keyTile;
-      while (valueChunk > 4 && valueChunk * head.valueQuads > keyTile * depthChunk) valueChunk /= 2;
+      // Values share the memory of the keys' chunk: as many as fit there.
+      let valueSteps = columnThreads;
+      while (valueSteps > 1 && valueSteps * Math.ceil(head.valueQuads / columnThreads) > depthChunk) valueSteps /= 2;
       for (const queriesStay of depthChunk >= head.depthQuads ? [true] : [true, false]) {
-        const tiles = { queryTile, keyTile, rowThreads, columnThreads, depthChunk, valueChunk, queriesStay };
+        const tiles = { queryTile, keyTile, rowThreads, columnThreads, depthChunk, valueSteps, queriesStay };
         const fits =
           prefillMemory(tiles, head) <= facts.workgroupMemory &&
           rowThreads * columnThreads <= facts.workgroupThreads &&
