@@ -15,10 +15,10 @@ export interface MatrixTiles {
 
 /** Best guess first. */
 const TILES: readonly MatrixTiles[] = [
-  { subgroups: 4, rows: 32, keyTile: 32 },
-  { subgroups: 4, rows: 16, keyTile: 64 },
+  { subgroups: 8, rows: 16, keyTile: 32 },
+  { subgroups: 16, rows: 16, keyTile: 16 },
+  { subgroups: 8, rows: 16, keyTile: 16 },
   { subgroups: 4, rows: 16, keyTile: 32 },
-  { subgroups: 2, rows: 16, keyTile: 32 },
   { subgroups: 4, rows: 16, keyTile: 16 },
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
