@@ -32,8 +32,8 @@ async function check(spec: CallSpec, options = {}): Promise<void> {
 /** Tiles of small calls: quick to compile, several to a call, with the head dimension in one chunk and in several. */
 const SMALL_TILES: readonly PrefillTiles[] = [
   { queryTile: 8, keyTile: 16, rowThreads: 8, columnThreads: 4, depthChunk: 4, valueSteps: 4, queriesStay: true },
-  { queryTile: 16, keyTile: 32, rowThreads: 8, columnThreads: 4, depthChunk: 2, valueSteps: 2, queriesStay: true },
-  { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueSteps: 4, queriesStay: false },
+  { queryTile: 16, keyTile: 32, rowThreads: 8, columnThreads: 4, depthChunk: 2, valueSteps: 1, queriesStay: true },
+  { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueSteps: 2, queriesStay: false },
 ];
 
 /** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */

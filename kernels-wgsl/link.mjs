@@ -20,11 +20,17 @@ const compact = (text) =>
     .replace(/^\s+/gm, '')
     .replace(/\n+/g, '\n');
 
+/** The linker's errors carry the whole source; the message alone says where and why. */
+const fail = (error) => {
+  process.stderr.write(`${error.message}\n`);
+  process.exit(1);
+};
+
 const linked = [];
 for (const kernel of kernels) {
   const variants = sources[`${kernel}.wesl`].includes('@if(subgroups)') ? [false, true] : [false];
   for (const subgroups of variants) {
-    const { dest } = await link({ weslSrc: sources, rootModuleName: kernel, conditions: { subgroups } });
+    const { dest } = await link({ weslSrc: sources, rootModuleName: kernel, conditions: { subgroups } }).catch(fail);
     const name = subgroups ? `${kernel}-subgroups` : kernel;
     linked.push(`  ${JSON.stringify(name)}: ${JSON.stringify(compact(dest).trim())},`);
   }

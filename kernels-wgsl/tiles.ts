@@ -9,7 +9,7 @@ export interface PrefillTiles {
   readonly columnThreads: number;
   /** Quads of the head dimension staged at a time. */
   readonly depthChunk: number;
-  /** Values staged at a time: those of so many of every `columnThreads` keys; divides columnThreads. */
+  /** Values staged at a time: those of (keyTile / columnThreads / 4) · valueSteps of every `columnThreads` keys. */
   readonly valueSteps: number;
   /** Whether the queries' whole head dimension stays in workgroup memory. */
   readonly queriesStay: boolean;
@@ -30,7 +30,7 @@ export function prefillMemory(tiles: PrefillTiles, head: HeadShape): number {
   const quad = 4 * head.elementBytes;
   const query = tiles.queryTile * queryQuads * quad;
   const stage = tiles.keyTile * Math.max(tiles.depthChunk, tiles.valueSteps * columnQuads) * quad;
-  const weights = tiles.queryTile * tiles.keyTile * 4;
+  const weights = tiles.queryTile * tiles.columnThreads * 16;
   const partial = tiles.queryTile * tiles.columnThreads * 4;
   return query + stage + weights + partial + 16;
 }
@@ -61,7 +61,7 @@ export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries:
   for (const [queryTile, keyTile, rowThreads, columnThreads] of SHAPES) {
     for (const depthChunk of chunksOf(head.depthQuads)) {
       // Values share the memory of the keys' chunk: as many as fit there.
-      let valueSteps = columnThreads;
+      let valueSteps = (4 * columnThreads * columnThreads) / keyTile;
       while (valueSteps > 1 && valueSteps * Math.ceil(head.valueQuads / columnThreads) > depthChunk) valueSteps /= 2;
       for (const queriesStay of depthChunk >= head.depthQuads ? [true] : [true, false]) {
         const tiles = { queryTile, keyTile, rowThreads, columnThreads, depthChunk, valueSteps, queriesStay };
