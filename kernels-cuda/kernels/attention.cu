@@ -1,0 +1,285 @@
+// The C interface: checks a call, plans it (which kernel, which splits, what workspace) and starts the kernels.
+#include <algorithm>
+#include <cmath>
+
+#include "launch.h"
+
+namespace ortflash {
+namespace {
+
+struct Plan {
+  int kernel;
+  int tile;  // head dimension the kernel is built for: 64, 128 or 256
+  bool rules;
+  bool counts_work;  // blocks draw their work from a counter
+  int multiprocessors;
+  AttentionParams params;
+  // Byte offsets into workspace.
+  size_t present_key, present_value, partial_output, partial_lse, work_counter, workspace;
+};
+
+struct Device {
+  int major, multiprocessors, l2_bytes;
+};
+
+cudaError_t read_device(Device &device) {
+  int id;
+  cudaError_t error = cudaGetDevice(&id);
+  const auto read = [&](int &value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, id);
+  };
+  read(device.major, cudaDevAttrComputeCapabilityMajor);
+  read(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(device.l2_bytes, cudaDevAttrL2CacheSize);
+  return error;
+}
+
+const char *check(const OrtFlashAttention &c) {
+  if (c.element < ORTFLASH_FLOAT32 || c.element > ORTFLASH_BFLOAT16) return "unknown element type";
+  if (c.batch < 0 || c.queries < 0 || c.new_keys < 0 || c.past_keys < 0) return "a size is negative";
+  if (c.key_heads <= 0 || c.query_heads <= 0 || c.query_heads % c.key_heads != 0)
+    return "key heads must divide query heads";
+  if (c.head_dimension <= 0 || c.value_dimension <= 0) return "head dimensions must be positive";
+  if (int64_t{c.past_keys} + c.new_keys > 0x7fffffff) return "more than 2^31 keys";
+  if ((c.past_keys > 0) && (!c.past_key || !c.past_value)) return "past keys without their data";
+  if (c.mask.kind != ORTFLASH_MASK_NONE && (!c.mask.data || c.mask.batches <= 0)) return "a mask without its data";
+  if (c.mask.kind != ORTFLASH_MASK_NONE && c.mask.keys < 1 && c.past_keys + c.new_keys > 0)
+    return "a mask that covers no key";
+  if (std::isnan(c.scale) || std::isnan(c.softcap) || std::isnan(c.masked_value)) return "an attribute is NaN";
+  if (c.value_dimension > 12000) return "value dimension over 12,000";
+  return nullptr;
+}
+
+// Whether every query sees some key by position alone. Ranges move with the query, so the ends tell.
+bool every_query_sees_a_key(const OrtFlashAttention &c, int keys) {
+  if (c.mask.kind != ORTFLASH_MASK_NONE || c.key_lengths) return false;
+  const int64_t offset = c.align_end ? int64_t{keys} - c.queries : c.past_keys;
+  for (const int64_t position : {offset, offset + c.queries - 1}) {
+    const int64_t begin = c.left_window >= 0 ? std::max<int64_t>(0, position - c.left_window) : 0;
+    const int64_t right = c.is_causal ? 0 : c.right_window;
+    const int64_t end = right >= 0 ? std::min<int64_t>(keys, position + right + 1) : keys;
+    if (begin >= end) return false;
+  }
+  return true;
+}
+
+bool is_wide(const OrtFlashTensor &t, int dimension, int element_bytes, const OrtFlashAttention &c, int heads,
+             int rows) {
+  const auto aligned = [&](int64_t stride, int size) { return size <= 1 || stride * element_bytes % 16 == 0; };
+  return (t.dimension == 1 || dimension == 1) && dimension * element_bytes % 16 == 0 && aligned(t.batch, c.batch) &&
+         aligned(t.head, heads) && aligned(t.sequence, rows) && reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+}
+
+// Whether the copy engine can read the tensor: strides positive and below 2^40 bytes, on top of 16-byte alignment.
+bool is_box_readable(const OrtFlashTensor &t, const OrtFlashAttention &c, int heads, int rows) {
+  const auto fits = [](int64_t stride, int size) {
+    return size <= 1 || (stride > 0 && stride < (int64_t{1} << 38) && stride * 2 % 16 == 0);
+  };
+  return t.dimension == 1 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && fits(t.batch, c.batch) &&
+         fits(t.head, heads) && fits(t.sequence, rows);
+}
+
+int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
+  const int widest = std::max(p.head_dimension, p.value_dimension);
+  if (widest > 256) return ORTFLASH_SCALAR;
+  if (c.element == ORTFLASH_FLOAT32) return ORTFLASH_FLOAT32_TILED;
+  if (p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32) return ORTFLASH_DECODE;
+  const bool hopper = device.major == 9 && p.keys > 0 && is_box_readable(p.query, c, p.query_heads, p.queries) &&
+                      is_box_readable(p.key, c, p.key_heads, p.keys) &&
+                      is_box_readable(p.value, c, p.key_heads, p.keys);
+  return hopper ? ORTFLASH_HOPPER : ORTFLASH_AMPERE;
+}
+
+// A kernel asked for by name has to be able to serve the call.
+const char *check_choice(const OrtFlashAttention &c, const AttentionParams &p, const Device &device, int kernel) {
+  if (kernel == ORTFLASH_SCALAR) return nullptr;
+  if (std::max(p.head_dimension, p.value_dimension) > 256) return "this kernel serves head dimensions up to 256";
+  if ((kernel == ORTFLASH_FLOAT32_TILED) != (c.element == ORTFLASH_FLOAT32)) return "wrong element type for this kernel";
+  if (kernel == ORTFLASH_HOPPER) {
+    if (device.major != 9) return "this kernel needs compute capability 9.0";
+    if (p.keys == 0 || !is_box_readable(p.query, c, p.query_heads, p.queries) ||
+        !is_box_readable(p.key, c, p.key_heads, p.keys) || !is_box_readable(p.value, c, p.key_heads, p.keys))
+      return "the copy engine cannot read these strides";
+  }
+  return kernel < ORTFLASH_SCALAR || kernel > ORTFLASH_DECODE ? "no such kernel" : nullptr;
+}
+
+size_t take(size_t &end, size_t bytes) {
+  const size_t offset = end;
+  end += (bytes + 255) / 256 * 256;
+  return offset;
+}
+
+const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
+  if (const char *wrong = check(c)) return wrong;
+  Device device;
+  if (const cudaError_t error = read_device(device); error != cudaSuccess) return cudaGetErrorString(error);
+  plan = {};
+  AttentionParams &p = plan.params;
+  p.batch = c.batch;
+  p.query_heads = c.query_heads;
+  p.key_heads = c.key_heads;
+  p.heads_per_key = c.query_heads / c.key_heads;
+  p.queries = c.queries;
+  p.keys = c.past_keys + c.new_keys;
+  p.past_keys = c.past_keys;
+  p.head_dimension = c.head_dimension;
+  p.value_dimension = c.value_dimension;
+  p.query = c.query;
+  p.key = c.key;
+  p.value = c.value;
+  p.output = c.output;
+  p.mask = c.mask;
+  p.key_lengths = c.key_lengths;
+  p.sink = c.sink;
+  p.log_sum_exp = c.log_sum_exp;
+  p.scale = c.scale;
+  p.softcap = c.softcap;
+  p.left_window = c.left_window;
+  p.right_window = c.right_window;
+  p.is_causal = c.is_causal != 0;
+  p.align_end = c.align_end != 0;
+
+  const int element_bytes = c.element == ORTFLASH_FLOAT32 ? 4 : 2;
+  const bool has_past = c.past_key != nullptr || c.present_key != nullptr;
+  size_t end = 0;
+  if (has_past) {
+    const auto present = [&](int dimension, void *given, OrtFlashTensor &tensor, size_t &offset) {
+      const size_t bytes = size_t(c.batch) * c.key_heads * p.keys * dimension * element_bytes;
+      offset = given ? 0 : take(end, bytes);
+      const int64_t row = int64_t{p.keys} * dimension;
+      tensor = {given, row * c.key_heads, row, dimension, 1};
+    };
+    present(c.head_dimension, c.present_key, p.key, plan.present_key);
+    present(c.value_dimension, c.present_value, p.value, plan.present_value);
+  }
+
+  // In plain mode a masked key has no weight and the kernels multiply with the scale inside exp2.
+  const bool finite = std::isfinite(c.masked_value);
+  // Below this no score of a visible key can lie, so masked keys weigh nothing beside one: the type's own lowest number.
+  const float lowest = c.element == ORTFLASH_FLOAT16 ? -65504.0f : -1e30f;
+  const bool no_weight = !finite || (c.masked_value <= lowest && every_query_sees_a_key(c, p.keys));
+  p.visit_all_keys = !no_weight;
+  p.masked_score = no_weight ? -INFINITY : c.masked_value;
+  plan.rules = c.mask.kind != ORTFLASH_MASK_NONE || c.softcap > 0.0f || p.visit_all_keys || !(c.scale > 0.0f);
+  const int mask_bytes = c.mask.kind == ORTFLASH_MASK_BOOLEAN ? 1 : element_bytes;
+  p.wide_mask = c.mask.key == 1 && (c.mask.batch | c.mask.head | c.mask.query) % 8 == 0 &&
+                reinterpret_cast<uintptr_t>(c.mask.data) % (8 * mask_bytes) == 0;
+  // Where the data's address comes from workspace it is aligned.
+  p.wide_loads = is_wide(p.query, p.head_dimension, element_bytes, c, p.query_heads, p.queries) &&
+                 is_wide(p.key, p.head_dimension, element_bytes, c, p.key_heads, p.keys) &&
+                 is_wide(p.value, p.value_dimension, element_bytes, c, p.key_heads, p.keys);
+  p.wide_stores = is_wide(p.output, p.value_dimension, element_bytes, c, p.query_heads, p.queries);
+
+  plan.multiprocessors = device.multiprocessors;
+  plan.kernel = c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, p, device) : c.kernel;
+  if (const char *wrong = check_choice(c, p, device, plan.kernel)) return wrong;
+  const int widest = std::max(p.head_dimension, p.value_dimension);
+  plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+
+  // Heads whose keys and values stay in half of the L2 cache together.
+  const int64_t head_bytes = int64_t{p.keys} * (p.head_dimension + p.value_dimension) * element_bytes;
+  const bool unequal = p.is_causal || p.right_window >= 0 || p.left_window >= 0;
+  const int64_t fitting = unequal ? device.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1) * p.heads_per_key : 1;
+  p.heads_at_once = static_cast<int>(std::clamp<int64_t>(fitting, 1, std::max(1, p.batch * p.query_heads)));
+
+  plan.counts_work = plan.kernel == ORTFLASH_HOPPER && unequal;
+  if (plan.counts_work) plan.work_counter = take(end, sizeof(int));
+
+  p.splits = 1;
+  p.keys_per_split = std::max(p.keys, 1);
+  if (plan.kernel == ORTFLASH_DECODE) {
+    const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
+    const int64_t wanted = divide_up(2 * device.multiprocessors, std::max<int64_t>(blocks, 1));
+    const int64_t steps = divide_up(p.keys, 64);
+    p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(2, divide_up(steps, wanted)));
+    p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
+    if (p.splits > 1) {
+      const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
+      plan.partial_output = take(end, rows * p.value_dimension * sizeof(float));
+      plan.partial_lse = take(end, rows * sizeof(float));
+    }
+  }
+  plan.workspace = end;
+  return nullptr;
+}
+
+template <typename Element>
+cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
+  const auto by_tile = [&](auto &&narrow, auto &&middle, auto &&wide) {
+    return plan.tile == 64 ? narrow() : plan.tile == 128 ? middle() : wide();
+  };
+  const AttentionParams &p = plan.params;
+  switch (plan.kernel) {
+    case ORTFLASH_AMPERE:
+      return by_tile([&] { return launch_ampere<Element, 64>(p, plan.rules, stream); },
+                     [&] { return launch_ampere<Element, 128>(p, plan.rules, stream); },
+                     [&] { return launch_ampere<Element, 256>(p, plan.rules, stream); });
+    case ORTFLASH_HOPPER:
+      return by_tile([&] { return launch_hopper<Element, 64>(p, plan.rules, plan.multiprocessors, stream); },
+                     [&] { return launch_hopper<Element, 128>(p, plan.rules, plan.multiprocessors, stream); },
+                     [&] { return launch_hopper<Element, 256>(p, plan.rules, plan.multiprocessors, stream); });
+    case ORTFLASH_DECODE:
+      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, stream); },
+                     [&] { return launch_decode<Element, 128>(p, plan.rules, stream); },
+                     [&] { return launch_decode<Element, 256>(p, plan.rules, stream); });
+    default:
+      return launch_scalar<Element>(p, stream);
+  }
+}
+
+cudaError_t launch_float(const Plan &plan, cudaStream_t stream) {
+  const AttentionParams &p = plan.params;
+  if (plan.kernel == ORTFLASH_SCALAR) return launch_scalar<float>(p, stream);
+  return plan.tile == 64    ? launch_float32<64>(p, stream)
+         : plan.tile == 128 ? launch_float32<128>(p, stream)
+                            : launch_float32<256>(p, stream);
+}
+
+}  // namespace
+}  // namespace ortflash
+
+using namespace ortflash;
+
+extern "C" const char *ortflash_attention_workspace(const OrtFlashAttention *call, size_t *bytes) {
+  Plan plan;
+  const char *wrong = make_plan(*call, plan);
+  *bytes = wrong ? 0 : plan.workspace;
+  return wrong;
+}
+
+extern "C" const char *ortflash_attention_kernel_name(const OrtFlashAttention *call) {
+  static const char *const names[] = {"", "scalar", "float32", "ampere", "hopper", "decode"};
+  Plan plan;
+  const char *wrong = make_plan(*call, plan);
+  return wrong ? wrong : names[plan.kernel];
+}
+
+extern "C" const char *ortflash_attention_run(const OrtFlashAttention *call, void *workspace, void *stream_pointer) {
+  const OrtFlashAttention &c = *call;
+  Plan plan;
+  if (const char *wrong = make_plan(c, plan)) return wrong;
+  if (plan.workspace > 0 && !workspace) return "workspace is missing";
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  AttentionParams &p = plan.params;
+  char *memory = static_cast<char *>(workspace);
+  if (c.past_key || c.present_key) {
+    if (!p.key.data) p.key.data = memory + plan.present_key;
+    if (!p.value.data) p.value.data = memory + plan.present_value;
+    const auto side = [&](const void *past, const OrtFlashTensor &added, void *present, int dimension) {
+      return AppendParams{past,        added,      present,   c.batch, c.key_heads, c.past_keys,
+                          c.new_keys, dimension, c.element == ORTFLASH_FLOAT32 ? 4 : 2};
+    };
+    const cudaError_t error = launch_append(side(c.past_key, c.key, p.key.data, c.head_dimension),
+                                            side(c.past_value, c.value, p.value.data, c.value_dimension), stream);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
+  if (int64_t{c.batch} * c.queries == 0) return nullptr;
+  if (plan.counts_work) p.work_counter = reinterpret_cast<int *>(memory + plan.work_counter);
+  p.partial_output = reinterpret_cast<float *>(memory + plan.partial_output);
+  p.partial_lse = reinterpret_cast<float *>(memory + plan.partial_lse);
+  const cudaError_t error = c.element == ORTFLASH_FLOAT32   ? launch_float(plan, stream)
+                            : c.element == ORTFLASH_FLOAT16 ? launch_16_bit<__half>(plan, stream)
+                                                            : launch_16_bit<__nv_bfloat16>(plan, stream);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}

@@ -1,0 +1,271 @@
+// Few queries against many keys (Flash-Decoding; FlashAttention-2, section 3.2 for the packing of grouped heads): the keys
+// are cut into splits, a block each; the up to 16 rows of a block are queries × heads that share a key head, so that keys
+// are read once for all of them. Each warp streams keys of its own through its own stages, with no barrier in the loop.
+#pragma once
+#include "shared_tile.cuh"
+#include "softmax.cuh"
+
+namespace ortflash {
+
+template <int kHeadDimension>
+struct DecodeTiles;
+
+template <>
+struct DecodeTiles<64> {
+  static constexpr int kStages = 6;
+};
+template <>
+struct DecodeTiles<128> {
+  static constexpr int kStages = 3;
+};
+template <>
+struct DecodeTiles<256> {
+  static constexpr int kStages = 3;
+};
+
+template <typename Element_, int kHeadDimension_>
+struct DecodeKernel {
+  using Element = Element_;
+  static constexpr int kHeadDimension = kHeadDimension_, kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kRows = 16, kKeys = 16, kStages = DecodeTiles<kHeadDimension>::kStages;
+  using Tile = SharedTile<Element, 16, kHeadDimension>;
+  static constexpr int kStageBytes = 2 * Tile::kBytes;
+  static constexpr int kPitch = kHeadDimension + 4;  // floats a row of a warp's result
+  static constexpr int kStreamBytes = kWarps * kStages * kStageBytes;
+  static constexpr int kResultBytes = kWarps * 16 * (kPitch + 2) * 4;
+  static constexpr int kSharedBytes = kStreamBytes > kResultBytes ? kStreamBytes : kResultBytes;
+};
+
+// Adds up the warps' results, each over its own keys, and writes the block's rows.
+template <typename Kernel>
+__device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,
+                                   int split) {
+  using Element = typename Kernel::Element;
+  constexpr int kRowFloats = Kernel::kPitch + 2;
+  for (int row = threadIdx.x / 32; row < 16; row += Kernel::kWarps) {
+    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+    if (i >= p.queries) continue;
+    const float *warp_row[Kernel::kWarps];
+    float highest = kMinusInfinity, sum = 0.0f, share[Kernel::kWarps];
+#pragma unroll
+    for (int w = 0; w < Kernel::kWarps; ++w) {
+      warp_row[w] = results + (w * 16 + row) * kRowFloats;
+      highest = fmaxf(highest, warp_row[w][Kernel::kPitch]);
+    }
+    const float sink = p.splits == 1 ? sink_logit<Element>(p, h) : kMinusInfinity;
+    highest = fmaxf(highest, sink);
+    const float origin = highest == kMinusInfinity ? 0.0f : highest;
+#pragma unroll
+    for (int w = 0; w < Kernel::kWarps; ++w) {
+      share[w] = weight_of(warp_row[w][Kernel::kPitch] - origin);
+      sum += share[w] * warp_row[w][Kernel::kPitch + 1];
+    }
+    sum += weight_of(sink - origin);
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float lse = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
+    const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
+    const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
+    if (lane_id() == 0) {
+      if (p.splits > 1) p.partial_lse[split * rows + index] = lse;
+      else if (p.log_sum_exp) p.log_sum_exp[index] = lse;
+    }
+    Element *target = static_cast<Element *>(p.output.data) + batch * p.output.batch + h * p.output.head +
+                      i * p.output.sequence;
+    for (int d = lane_id(); d < p.value_dimension; d += 32) {
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
+      total *= factor;
+      if (p.splits > 1) p.partial_output[(split * rows + index) * p.value_dimension + d] = total;
+      else target[d * p.output.dimension] = ElementOps<Element>::narrow(total);
+    }
+  }
+}
+
+template <typename Kernel, bool kRules>
+__global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __grid_constant__ AttentionParams p) {
+  using Element = typename Kernel::Element;
+  using Tile = typename Kernel::Tile;
+  constexpr int kHeadDimension = Kernel::kHeadDimension, kStages = Kernel::kStages;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
+  int block = blockIdx.x;
+  const int split = block % p.splits;
+  block /= p.splits;
+  const int first_row = block % row_tiles * 16;
+  const int key_head = block / row_tiles % p.key_heads, batch = block / row_tiles / p.key_heads;
+  const int warp = threadIdx.x / 32;
+  const Element *keys = static_cast<Element *>(p.key.data) + batch * p.key.batch + key_head * p.key.head;
+  const Element *values = static_cast<Element *>(p.value.data) + batch * p.value.batch + key_head * p.value.head;
+
+  FragmentRows rows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = first_row + lane_id() / 4 + 8 * r;
+    rows.query[r] = row / p.heads_per_key;
+    rows.head[r] = key_head * p.heads_per_key + row % p.heads_per_key;
+  }
+  const Visibility visibility(p, batch);
+  const int last_query = min((first_row + 15) / p.heads_per_key, p.queries - 1);
+  const KeyRange visit = visibility.to_visit(p, first_row / p.heads_per_key, last_query);
+  const int readable = visibility.readable_values(p);
+  const int begin = max(split * p.keys_per_split, visit.begin / 16 * 16);
+  const int end = min((split + 1) * p.keys_per_split, visit.end);
+
+  // The rows of Q, straight to operands: each lane reads its own pairs, once.
+  uint32_t query[kHeadDimension / 16][4];
+#pragma unroll
+  for (int d = 0; d < kHeadDimension / 16; ++d) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int r = e % 2, column = 16 * d + e / 2 * 8 + lane_column();
+      float pair[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if (rows.query[r] < p.queries && column + c < p.head_dimension) {
+          pair[c] = ElementOps<Element>::widen(
+              static_cast<const Element *>(p.query.data)[batch * p.query.batch + rows.head[r] * p.query.head +
+                                                         rows.query[r] * p.query.sequence +
+                                                         (column + c) * p.query.dimension]);
+        }
+      }
+      query[d][e] = ElementOps<Element>::pack(pair[0], pair[1]);
+    }
+  }
+
+  auto key_tile = [&](int stage) {
+    return Tile{reinterpret_cast<Element *>(shared + (warp * kStages + stage) * Kernel::kStageBytes)};
+  };
+  auto value_tile = [&](int stage) { return Tile{key_tile(stage).data + 16 * kHeadDimension}; };
+  auto fetch = [&](int stage, int first) {
+    if (first < end) {
+      key_tile(stage).template load<32>(keys, p.key.sequence, p.key.dimension, first, p.keys, p.head_dimension,
+                                        p.wide_loads, lane_id());
+      value_tile(stage).template load<32>(values, p.value.sequence, p.value.dimension, first, readable,
+                                          p.value_dimension, p.wide_loads, lane_id());
+    }
+    ptx::copy_async_commit();
+  };
+
+  RowSoftmax<kRules> softmax;
+  float output[kHeadDimension / 8][4] = {};
+  constexpr int kStride = 16 * Kernel::kWarps;
+  const int first = begin + 16 * warp;
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
+  int stage = 0;
+  for (int first_key = first; first_key < end; first_key += kStride) {
+    fetch((stage + kStages - 1) % kStages, first_key + (kStages - 1) * kStride);
+    ptx::copy_async_wait<kStages - 1>();
+    __syncwarp();
+    ScoreFragment<16> scores = {};
+#pragma unroll
+    for (int d = 0; d < kHeadDimension / 16; ++d) {
+      uint32_t b[4];
+      key_tile(stage).load_b_from_rows(b, 0, 16 * d);
+      multiply_16x8x16<Element>(scores.value[0], query[d], b[0], b[1]);
+      multiply_16x8x16<Element>(scores.value[1], query[d], b[2], b[3]);
+    }
+    const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
+    if constexpr (kRules) {
+      MaskFragment<16> mask;
+      if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, batch, rows, first_key);
+      apply_rules<Element>(scores, p, range, mask, first_key);
+    } else {
+      hide_outside(scores, range, first_key, kMinusInfinity);
+    }
+    float rescale[2];
+    softmax.update(scores, p.scale, rescale);
+    uint32_t weights[1][4];
+    to_operand<Element>(scores, weights);
+#pragma unroll
+    for (int d = 0; d < kHeadDimension / 8; d += 2) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        output[d][e] *= rescale[e / 2];
+        output[d + 1][e] *= rescale[e / 2];
+      }
+      uint32_t b[4];
+      value_tile(stage).load_b(b, 0, 8 * d);
+      multiply_16x8x16<Element>(output[d], weights[0], b[0], b[1]);
+      multiply_16x8x16<Element>(output[d + 1], weights[0], b[2], b[3]);
+    }
+    __syncwarp();  // the stage is free for the copies of the next step
+    stage = (stage + 1) % kStages;
+  }
+
+  ptx::copy_async_wait<0>();
+  __syncthreads();  // results take the place of the stages
+  float *results = reinterpret_cast<float *>(shared);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float *row = results + (warp * 16 + lane_id() / 4 + 8 * r) * (Kernel::kPitch + 2);
+    const float sum = reduce_quad(softmax.sum[r], [](float a, float b) { return a + b; });
+    if (lane_column() == 0) {
+      const bool natural = kRules || softmax.maximum[r] == kMinusInfinity;
+      row[Kernel::kPitch] = natural ? softmax.maximum[r] : softmax.maximum[r] * p.scale;
+      row[Kernel::kPitch + 1] = sum;
+    }
+#pragma unroll
+    for (int d = 0; d < kHeadDimension / 8; ++d) {
+      row[8 * d + lane_column()] = output[d][2 * r];
+      row[8 * d + lane_column() + 1] = output[d][2 * r + 1];
+    }
+  }
+  __syncthreads();
+  merge_warps<Kernel>(p, results, batch, key_head, first_row, split);
+}
+
+// The splits' results → output, a block a row: Σ exp(lse_s − highest)·output_s over the same sum of weights and the sink's.
+constexpr int kCombineThreads = 256;
+
+template <typename Element>
+__global__ void __launch_bounds__(kCombineThreads) combine_splits(const __grid_constant__ AttentionParams p) {
+  extern __shared__ float weights[];  // (splits), then (warps, Dv)
+  __shared__ float shares[kCombineThreads / 32];
+  const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries, index = blockIdx.x;
+  const int i = index % p.queries, h = index / p.queries % p.query_heads, b = index / p.queries / p.query_heads;
+  const int warp = threadIdx.x / 32;
+  // Each warp takes its own maximum, which all warps find alike.
+  const float sink = sink_logit<Element>(p, h);
+  float highest = sink;
+  for (int s = lane_id(); s < p.splits; s += 32) highest = fmaxf(highest, p.partial_lse[s * rows + index]);
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, lane));
+  const float origin = highest == kMinusInfinity ? 0.0f : highest;
+  float sum = 0.0f;
+  for (int s = threadIdx.x; s < p.splits; s += kCombineThreads) {
+    weights[s] = weight_of(p.partial_lse[s * rows + index] - origin);
+    sum += weights[s];
+  }
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  if (lane_id() == 0) shares[warp] = sum;
+  __syncthreads();
+  sum = weight_of(sink - origin);
+#pragma unroll
+  for (int w = 0; w < kCombineThreads / 32; ++w) sum += shares[w];
+
+  float *totals = weights + p.splits;
+  for (int d = lane_id(); d < p.value_dimension; d += 32) {
+    float total = 0.0f;
+#pragma unroll 4
+    for (int s = warp; s < p.splits; s += kCombineThreads / 32) {
+      total += weights[s] * p.partial_output[(s * rows + index) * p.value_dimension + d];
+    }
+    totals[warp * p.value_dimension + d] = total;
+  }
+  __syncthreads();
+  const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+  if (p.log_sum_exp && threadIdx.x == 0) p.log_sum_exp[index] = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
+  Element *target =
+      static_cast<Element *>(p.output.data) + b * p.output.batch + h * p.output.head + i * p.output.sequence;
+  for (int d = threadIdx.x; d < p.value_dimension; d += kCombineThreads) {
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kCombineThreads / 32; ++w) total += totals[w * p.value_dimension + d];
+    target[d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
+  }
+}
+
+}  // namespace ortflash

@@ -1,0 +1,368 @@
+// FlashAttention-3 (Shah et al. 2024, sections 3.1 and 3.2) for compute capability 9.0: one producer warp feeds shared
+// memory through the tensor copy engine; consumer warpgroups of 64 queries each multiply with wgmma, take turns so that one
+// does its softmax while another multiplies, and within a warpgroup the softmax of one block of keys runs beside the
+// product of the last one's weights with its values. Blocks are persistent and take work items until none is left.
+#pragma once
+#include "softmax.cuh"
+#include "wgmma.cuh"
+
+namespace ortflash {
+
+// kConsumers: warpgroups of 64 queries; kKeys: keys a step; kStages: steps in flight; registers a thread after the
+// producer has handed its own over (65,536 in all).
+template <int kHeadDimension, bool kRules>
+struct HopperTiles;
+
+template <>
+struct HopperTiles<64, false> {
+  static constexpr int kConsumers = 3, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<64, true> {
+  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<128, false> {
+  static constexpr int kConsumers = 2, kKeys = 176, kStages = 2;
+};
+template <>
+struct HopperTiles<128, true> {
+  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<256, false> {
+  static constexpr int kConsumers = 2, kKeys = 80, kStages = 2;
+};
+template <>
+struct HopperTiles<256, true> {
+  static constexpr int kConsumers = 2, kKeys = 64, kStages = 2;
+};
+
+// How Q, K and V lie in memory, for the copy engine: boxes of 64 columns by 64 queries or kKeys keys.
+struct HopperMaps {
+  CUtensorMap query, key, value;
+};
+
+template <typename Element_, int kHeadDimension_, bool kRules_>
+struct HopperKernel {
+  using Element = Element_;
+  using Tiles = HopperTiles<kHeadDimension_, kRules_>;
+  static constexpr int kHeadDimension = kHeadDimension_, kKeys = Tiles::kKeys, kStages = Tiles::kStages;
+  static constexpr bool kRules = kRules_;
+  static constexpr int kConsumers = Tiles::kConsumers, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kChunks = kHeadDimension / 64;  // of 64 columns, 128 bytes
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+
+  struct Shared {
+    Element query[kConsumers][kChunks][64][64];
+    Element key[kStages][kChunks][kKeys][64];
+    Element value[kStages][kChunks][kKeys][64];
+    int work[2];  // indices of work items, from the producer to the consumers
+    uint64_t work_full[2], work_empty[2];
+    uint64_t query_full, query_empty;
+    uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
+  };
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // and room to align it
+  static_assert(kSharedBytes <= 232448, "more than an SM has");
+};
+
+// Position in a ring of stages: which stage, and the parity of its barriers' current phase.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// One block of queries of one head, and the steps of keys it visits.
+template <typename Kernel>
+struct WorkItem {
+  int first_query, head, batch;
+  Visibility visibility;
+  int begin, end;  // in steps of kKeys; none where begin >= end
+
+  // Heads are taken in groups whose keys fit the L2 cache; within one, where causality makes blocks unequal, the longest
+  // first (host: AttentionParams::heads_at_once).
+  __device__ WorkItem(const AttentionParams &p, int index) : visibility(p, place(p, index)) {
+    const KeyRange visit =
+        visibility.to_visit(p, first_query, min(first_query + Kernel::kRows, p.queries) - 1);
+    begin = visit.begin / Kernel::kKeys;
+    end = visit.begin < visit.end ? (visit.end + Kernel::kKeys - 1) / Kernel::kKeys : begin;
+  }
+
+ private:
+  __device__ int place(const AttentionParams &p, int index) {
+    const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows, heads = p.batch * p.query_heads;
+    const int group = index / (tiles * p.heads_at_once), rest = index % (tiles * p.heads_at_once);
+    const int group_heads = min(p.heads_at_once, heads - group * p.heads_at_once);
+    const int any_head = group * p.heads_at_once + rest % group_heads;
+    first_query = (tiles - 1 - rest / group_heads) * Kernel::kRows;
+    head = any_head % p.query_heads;
+    return batch = any_head / p.query_heads;
+  }
+};
+
+template <typename Kernel>
+__device__ inline int work_items(const AttentionParams &p) {
+  return (p.queries + Kernel::kRows - 1) / Kernel::kRows * p.batch * p.query_heads;
+}
+
+// The producer: one thread. Work comes by turns, or, where items differ in length, from a counter in workspace.
+template <typename Kernel>
+__device__ inline void produce(const AttentionParams &p, const HopperMaps &maps, typename Kernel::Shared &shared) {
+  constexpr uint32_t kQueryBytes = sizeof(shared.query), kKeyBytes = sizeof(shared.key[0]);
+  const int items = work_items<Kernel>(p), blocks = gridDim.x;
+  Ring<Kernel::kStages> ring;
+  Ring<2> work_ring;
+  uint32_t query_parity = 0;
+  for (int index = blockIdx.x, next; ; index = next, work_ring.advance()) {
+    next = index >= items ? items : p.work_counter ? atomicAdd(p.work_counter, 1) + blocks : index + blocks;
+    ptx::barrier_wait(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
+    shared.work[work_ring.stage] = index;
+    ptx::barrier_arrive(&shared.work_full[work_ring.stage]);
+    if (index >= items) return;
+    const WorkItem<Kernel> item(p, index);
+    if (item.begin >= item.end) continue;
+    const int key_head = item.head / p.heads_per_key;
+
+    ptx::barrier_wait(&shared.query_empty, query_parity ^ 1);
+    query_parity ^= 1;
+    ptx::barrier_expect(&shared.query_full, kQueryBytes);
+#pragma unroll
+    for (int w = 0; w < Kernel::kConsumers; ++w) {
+#pragma unroll
+      for (int c = 0; c < Kernel::kChunks; ++c) {
+        ptx::tensor_copy(shared.query[w][c], &maps.query, &shared.query_full, 64 * c, item.first_query + 64 * w,
+                         item.head, item.batch);
+      }
+    }
+    for (int step = item.begin; step < item.end; ++step, ring.advance()) {
+      auto copy = [&](auto &target, const CUtensorMap &map, uint64_t *full, uint64_t *empty) {
+        ptx::barrier_wait(empty, ring.parity ^ 1);
+        ptx::barrier_expect(full, kKeyBytes);
+#pragma unroll
+        for (int c = 0; c < Kernel::kChunks; ++c) {
+          ptx::tensor_copy(target[c], &map, full, 64 * c, step * Kernel::kKeys, key_head, item.batch);
+        }
+      };
+      const int s = ring.stage;
+      copy(shared.key[s], maps.key, &shared.key_full[s], &shared.key_empty[s]);
+      copy(shared.value[s], maps.value, &shared.value_full[s], &shared.value_empty[s]);
+    }
+  }
+}
+
+// S = Q·Kᵀ, 64 queries by kKeys keys, in the background.
+template <typename Kernel>
+__device__ inline void start_query_key(ScoreFragment<Kernel::kKeys> &scores,
+                                       const typename Kernel::Element (&query)[Kernel::kChunks][64][64],
+                                       const typename Kernel::Element (&key)[Kernel::kChunks][Kernel::kKeys][64]) {
+  using Product = wgmma::RowsByRows<typename Kernel::Element, Kernel::kKeys>;
+  wgmma::arrive();
+#pragma unroll
+  for (int c = 0; c < Kernel::kChunks; ++c) {
+    const uint64_t a = wgmma::operand(query[c]), b = wgmma::operand(key[c]);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      Product::multiply(scores.value, wgmma::advance(a, 32 * k), wgmma::advance(b, 32 * k), c + k > 0);
+    }
+  }
+  wgmma::commit();
+}
+
+// O += P·V, in the background.
+template <typename Kernel>
+__device__ inline void start_weight_value(float (&output)[Kernel::kHeadDimension / 8][4],
+                                          const uint32_t (&weights)[Kernel::kKeys / 16][4],
+                                          const typename Kernel::Element (&value)[Kernel::kChunks][Kernel::kKeys][64]) {
+  using Product = wgmma::RegistersByColumns<typename Kernel::Element, Kernel::kHeadDimension>;
+  wgmma::arrive();
+  const uint64_t b = wgmma::operand(value, sizeof(value[0]));
+#pragma unroll
+  for (int k = 0; k < Kernel::kKeys / 16; ++k) Product::multiply(output, weights[k], wgmma::advance(b, 2048 * k));
+  wgmma::commit();
+}
+
+// Sets the rows of values that lie past a length to zero: 0·NaN would be NaN, and what stands there is not ours.
+template <typename Kernel>
+__device__ inline void clear_values(typename Kernel::Element (&value)[Kernel::kChunks][Kernel::kKeys][64], int first,
+                                    int barrier) {
+  for (int i = threadIdx.x % 128; i < (Kernel::kKeys - first) * 8 * Kernel::kChunks; i += 128) {
+    const int row = first + i / (8 * Kernel::kChunks), piece = i % (8 * Kernel::kChunks);
+    *reinterpret_cast<uint4 *>(&value[piece / 8][row][piece % 8 * 8]) = make_uint4(0, 0, 0, 0);
+  }
+  ptx::fence_shared_async();
+  ptx::named_barrier_wait(barrier, 128);
+}
+
+template <typename Kernel>
+__device__ inline void write_output(const AttentionParams &p, const WorkItem<Kernel> &item, const FragmentRows &rows,
+                                    const RowSoftmax<Kernel::kRules> &softmax, const float (&output)[Kernel::kHeadDimension / 8][4]) {
+  using Element = typename Kernel::Element;
+  float factor[2];
+  Element *row[2];
+  Element *base = static_cast<Element *>(p.output.data) + item.batch * p.output.batch + item.head * p.output.head;
+  const float sink = sink_logit<Element>(p, item.head);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = rows.query[r];
+    float lse;
+    factor[r] = softmax.finish(r, p.scale, sink, lse);
+    row[r] = i < p.queries ? base + i * p.output.sequence : nullptr;
+    if (p.log_sum_exp && i < p.queries && lane_column() == 0) {
+      p.log_sum_exp[(static_cast<int64_t>(item.batch) * p.query_heads + item.head) * p.queries + i] = lse;
+    }
+  }
+  store_rows<Element, Kernel::kHeadDimension>(output, factor, row, p);
+}
+
+// A consumer warpgroup, 64 queries of each work item.
+template <typename Kernel>
+__device__ inline void consume(const AttentionParams &p, typename Kernel::Shared &shared, int warpgroup) {
+  using Element = typename Kernel::Element;
+  constexpr int kKeys = Kernel::kKeys, kConsumers = Kernel::kConsumers;
+  constexpr int kTurnBarrier = 1, kOwnBarrier = kTurnBarrier + kConsumers;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  Ring<Kernel::kStages> key_ring, value_ring;
+  uint32_t query_parity = 0;
+
+  // Warpgroups issue their products in turn: each waits for the one before it to have issued.
+  auto wait_turn = [&] { ptx::named_barrier_wait(kTurnBarrier + warpgroup, 256); };
+  auto pass_turn = [&] { ptx::named_barrier_arrive(kTurnBarrier + (warpgroup + 1) % kConsumers, 256); };
+  if (warpgroup == kConsumers - 1) pass_turn();
+
+  Ring<2> work_ring;
+  for (;; work_ring.advance()) {
+    ptx::barrier_wait(&shared.work_full[work_ring.stage], work_ring.parity);
+    const int index = shared.work[work_ring.stage];
+    if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage]);
+    if (index >= work_items<Kernel>(p)) return;
+    const WorkItem<Kernel> item(p, index);
+    FragmentRows rows;
+    KeyRange range[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rows.query[r] = item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
+      rows.head[r] = item.head;
+      range[r] = item.visibility.of(rows.query[r]);
+    }
+    RowSoftmax<Kernel::kRules> softmax;
+    float output[Kernel::kHeadDimension / 8][4] = {};
+    ScoreFragment<kKeys> scores;
+    uint32_t weights[kKeys / 16][4];
+    MaskFragment<Kernel::kRules ? kKeys : 8> mask;
+
+    auto fetch_mask = [&](int step) {
+      if constexpr (Kernel::kRules) {
+        if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, item.batch, rows, step * kKeys);
+      }
+    };
+    auto to_weights = [&](int step, float(&rescale)[2]) {
+      const int first_key = step * kKeys;
+      if constexpr (Kernel::kRules) {
+        apply_rules<Element>(scores, p, range, mask, first_key);
+      } else if (range[1].begin > first_key || range[0].end < first_key + kKeys) {
+        hide_outside(scores, range, first_key, kMinusInfinity);
+      }
+      softmax.update(scores, p.scale, rescale);
+    };
+
+    if (item.begin < item.end) {
+      float rescale[2];
+      ptx::barrier_wait(&shared.query_full, query_parity);
+      query_parity ^= 1;
+      ptx::barrier_wait(&shared.key_full[key_ring.stage], key_ring.parity);
+      start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage]);
+      fetch_mask(item.begin);
+      wgmma::wait<0>();
+      wgmma::pin(scores.value);
+      if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage]);
+      key_ring.advance();
+      to_weights(item.begin, rescale);
+      to_operand<Element>(scores, weights);
+
+      for (int step = item.begin + 1; step < item.end; ++step) {
+        ptx::barrier_wait(&shared.key_full[key_ring.stage], key_ring.parity);
+        wait_turn();
+        start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage]);
+        ptx::barrier_wait(&shared.value_full[value_ring.stage], value_ring.parity);
+        start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage]);
+        pass_turn();
+        fetch_mask(step);
+        wgmma::wait<1>();
+        wgmma::pin(scores.value);
+        if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage]);
+        key_ring.advance();
+        to_weights(step, rescale);
+        wgmma::wait<0>();
+        wgmma::pin(output);
+        if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage]);
+        value_ring.advance();
+#pragma unroll
+        for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
+        }
+        to_operand<Element>(scores, weights);
+      }
+
+      if (first_lane) ptx::barrier_arrive(&shared.query_empty);
+      ptx::barrier_wait(&shared.value_full[value_ring.stage], value_ring.parity);
+      const int readable = item.visibility.readable_values(p) - (item.end - 1) * kKeys;
+      if (p.key_lengths && readable < kKeys) {
+        clear_values<Kernel>(shared.value[value_ring.stage], max(0, readable), kOwnBarrier + warpgroup);
+      }
+      start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage]);
+      wgmma::wait<0>();
+      wgmma::pin(output);
+      if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage]);
+      value_ring.advance();
+    }
+    write_output<Kernel>(p, item, rows, softmax, output);
+  }
+}
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    hopper_attention(const __grid_constant__ AttentionParams p, const __grid_constant__ HopperMaps maps) {
+  extern __shared__ unsigned char memory[];
+  const uint32_t misaligned = ptx::shared_address(memory) % 1024;
+  auto &shared = *reinterpret_cast<typename Kernel::Shared *>(memory + (misaligned ? 1024 - misaligned : 0));
+  if (threadIdx.x == 0) {
+    constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
+    for (int s = 0; s < 2; ++s) {
+      ptx::barrier_init(&shared.work_full[s], 1);
+      ptx::barrier_init(&shared.work_empty[s], kConsumerWarps);
+    }
+    ptx::barrier_init(&shared.query_full, 1);
+    ptx::barrier_init(&shared.query_empty, kConsumerWarps);
+    for (int s = 0; s < Kernel::kStages; ++s) {
+      ptx::barrier_init(&shared.key_full[s], 1);
+      ptx::barrier_init(&shared.key_empty[s], kConsumerWarps);
+      ptx::barrier_init(&shared.value_full[s], 1);
+      ptx::barrier_init(&shared.value_empty[s], kConsumerWarps);
+    }
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    ptx::registers_decrease<Kernel::kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      ptx::prefetch_tensor_map(&maps.query);
+      ptx::prefetch_tensor_map(&maps.key);
+      ptx::prefetch_tensor_map(&maps.value);
+      produce<Kernel>(p, maps, shared);
+    }
+  } else {
+    ptx::registers_increase<Kernel::kConsumerRegisters>();
+    consume<Kernel>(p, shared, threadIdx.x / 128 - 1);
+  }
+}
+
+}  // namespace ortflash

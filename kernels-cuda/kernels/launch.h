@@ -1,0 +1,59 @@
+// Host functions that start one kernel each. A translation unit defines those of one element type and head dimension.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include "params.cuh"
+
+namespace ortflash {
+
+// `rules`: scores go through softcap, a mask or a finite masked_value. All enqueue on `stream` and return at once.
+template <typename Element, int kHeadDimension>
+cudaError_t launch_ampere(const AttentionParams &p, bool rules, cudaStream_t stream);
+
+template <typename Element, int kHeadDimension>
+cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);
+
+template <typename Element, int kHeadDimension>
+cudaError_t launch_decode(const AttentionParams &p, bool rules, cudaStream_t stream);
+
+template <int kHeadDimension>
+cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
+
+template <typename Element>
+cudaError_t launch_scalar(const AttentionParams &p, cudaStream_t stream);
+
+template <typename Element>
+cudaError_t launch_combine(const AttentionParams &p, cudaStream_t stream);
+
+// One of keys and values: where it comes from and goes to.
+struct AppendParams {
+  const void *past;      // (B, H, past, D), contiguous
+  OrtFlashTensor added;  // (B, H, added, D), strided
+  void *present;         // (B, H, past + added, D), contiguous
+  int batch, heads, past_length, added_length, dimension;
+  int element_bytes;
+};
+
+// present = past followed by added, for keys and values in one launch.
+cudaError_t launch_append(const AppendParams &key, const AppendParams &value, cudaStream_t stream);
+
+// Starts a kernel with this much dynamic shared memory.
+template <typename... Formal, typename... Actual>
+cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int shared_bytes, cudaStream_t stream,
+                  const Actual &...arguments) {
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  const auto *function = reinterpret_cast<const void *>(kernel);
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  const void *pointers[] = {&arguments...};
+  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                          const_cast<void **>(pointers), shared_bytes, stream);
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace ortflash

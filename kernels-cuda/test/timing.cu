@@ -1,0 +1,144 @@
+// Speed of the kernels alone: forward in TFLOP/s (causal counts half), decode in TB/s; median of many runs over rotated
+// buffers of random numbers, CUDA events.
+#include <algorithm>
+
+#include "case.h"
+
+namespace {
+
+struct Shape {
+  int batch, query_heads, key_heads, queries, keys, dimension;
+  bool causal;
+  int mask;
+};
+
+__global__ void randomise(uint16_t *data, int64_t count, uint32_t seed) {
+  for (int64_t n = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; n < count; n += int64_t{gridDim.x} * blockDim.x) {
+    float sum = 0;
+    uint32_t x = static_cast<uint32_t>(n) * 2654435761u ^ seed;
+    for (int k = 0; k < 4; ++k) {
+      x ^= x << 13;
+      x ^= x >> 17;
+      x ^= x << 5;
+      sum += static_cast<float>(x >> 8) * (1.0f / (1 << 24)) - 0.5f;
+    }
+    data[n] = __half_as_ushort(__float2half(sum * 1.7f));
+  }
+}
+
+void *random_memory(int64_t elements, uint32_t seed) {
+  void *data;
+  CHECK_CUDA(cudaMalloc(&data, elements * 2));
+  randomise<<<1024, 256>>>(static_cast<uint16_t *>(data), elements, seed);
+  CHECK_CUDA(cudaGetLastError());
+  return data;
+}
+
+// Milliseconds of one call, or -1 where the kernel does not serve it.
+float time_shape(const Shape &s, int kernel) {
+  OrtFlashAttention call{};
+  call.element = ORTFLASH_FLOAT16;
+  call.kernel = kernel;
+  call.batch = s.batch;
+  call.query_heads = s.query_heads;
+  call.key_heads = s.key_heads;
+  call.queries = s.queries;
+  call.new_keys = s.keys;
+  call.head_dimension = call.value_dimension = s.dimension;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(s.dimension));
+  call.is_causal = s.causal;
+  call.left_window = call.right_window = -1;
+  call.align_end = 1;
+  call.masked_value = -INFINITY;
+  const auto tensor = [&](int heads, int length, uint32_t seed) {
+    const int64_t row = int64_t{length} * s.dimension;
+    return OrtFlashTensor{random_memory(row * heads * s.batch, seed), row * heads, row, s.dimension, 1};
+  };
+  constexpr int kSets = 3;
+  OrtFlashTensor query[kSets], key[kSets], value[kSets];
+  for (int n = 0; n < kSets; ++n) {
+    query[n] = tensor(s.query_heads, s.queries, 3 * n + 1);
+    key[n] = tensor(s.key_heads, s.keys, 3 * n + 2);
+    value[n] = tensor(s.key_heads, s.keys, 3 * n + 3);
+  }
+  call.output = tensor(s.query_heads, s.queries, 9);
+  if (s.mask) {
+    const int heads = s.mask == 2 ? s.query_heads : 1;
+    call.mask = {random_memory(int64_t{heads} * s.queries * s.keys, 5), ORTFLASH_MASK_ADDITIVE, 1, s.keys, 0,
+                 heads == 1 ? 0 : int64_t{s.queries} * s.keys, s.keys, 1};
+  }
+  call.query = query[0];
+  call.key = key[0];
+  call.value = value[0];
+  size_t bytes;
+  float result = -1;
+  if (!ortflash_attention_workspace(&call, &bytes)) {
+    void *workspace;
+    CHECK_CUDA(cudaMalloc(&workspace, bytes + 256));
+    cudaEvent_t begin, end;
+    CHECK_CUDA(cudaEventCreate(&begin));
+    CHECK_CUDA(cudaEventCreate(&end));
+    std::vector<float> times;
+    const auto launch = [&](int n) {
+      call.query = query[n % kSets];
+      call.key = key[n % kSets];
+      call.value = value[n % kSets];
+      if (const char *wrong = ortflash_attention_run(&call, workspace, nullptr)) {
+        std::printf("%s\n", wrong);
+        std::exit(2);
+      }
+    };
+    for (int n = 0; n < 6; ++n) launch(n);
+    for (int repeat = 0; repeat < 9; ++repeat) {
+      CHECK_CUDA(cudaEventRecord(begin));
+      for (int n = 0; n < 5; ++n) launch(n);
+      CHECK_CUDA(cudaEventRecord(end));
+      CHECK_CUDA(cudaEventSynchronize(end));
+      float elapsed;
+      CHECK_CUDA(cudaEventElapsedTime(&elapsed, begin, end));
+      times.push_back(elapsed / 5);
+    }
+    std::sort(times.begin(), times.end());
+    result = times[times.size() / 2];
+    CHECK_CUDA(cudaFree(workspace));
+    CHECK_CUDA(cudaEventDestroy(begin));
+    CHECK_CUDA(cudaEventDestroy(end));
+  }
+  for (int n = 0; n < kSets; ++n) {
+    for (const OrtFlashTensor *t : {&query[n], &key[n], &value[n]}) CHECK_CUDA(cudaFree(t->data));
+  }
+  CHECK_CUDA(cudaFree(call.output.data));
+  CHECK_CUDA(cudaFree(const_cast<void *>(call.mask.data)));
+  return result;
+}
+
+}  // namespace
+
+int time_kernels(int only) {
+  std::printf("forward, fp16, TFLOP/s      hopper  ampere\n");
+  for (const int dimension : {64, 128, 256}) {
+    for (const int tokens : {512, 4096, 16384}) {
+      for (const int variant : {0, 1, 2, 3}) {  // plain, causal, mask (S,S), mask (H,S,S)
+        if (variant >= 2 && tokens != 4096) continue;
+        const Shape shape{16384 / tokens, 2048 / dimension, 2048 / dimension, tokens, tokens, dimension, variant == 1,
+                          variant >= 2 ? variant - 1 : 0};
+        const double work = 4.0 * shape.batch * shape.query_heads * tokens * double(tokens) * dimension *
+                            (shape.causal ? 0.5 : 1.0);
+        static const char *const names[] = {"", "causal", "mask 1,S,S", "mask H,S,S"};
+        std::printf("%3d %6d %-11s", dimension, tokens, names[variant]);
+        for (const int kernel : {ORTFLASH_HOPPER, ORTFLASH_AMPERE}) {
+          if (only >= 0 && kernel != only) continue;
+          const float ms = time_shape(shape, kernel);
+          std::printf(" %8.1f", ms > 0 ? work / ms * 1e-9 : 0.0);
+        }
+        std::printf("\n");
+      }
+    }
+  }
+  std::printf("decode, 32 heads on 8, D 128, fp16: keys, microseconds, TB/s\n");
+  for (const int keys : {1024, 4096, 8192, 16384, 65536}) {
+    const float ms = time_shape({1, 32, 8, 1, keys, 128, false, 0}, ORTFLASH_DECODE);
+    std::printf("%6d %8.1f %6.2f\n", keys, ms * 1e3, 2.0 * 8 * keys * 128 * 2 / ms * 1e-9);
+  }
+  return 0;
+}
