@@ -43,6 +43,21 @@ struct HopperMaps {
   CUtensorMap query, key, value;
 };
 
+// Position in a ring of stages: which stage, and the parity of its barriers' current phase.
+template <int kStages>
+struct Ring {
+  uint32_t count = 0;
+  __device__ uint32_t stage() const { return count % kStages; }
+  __device__ uint32_t parity() const { return count / kStages % 2; }
+  __device__ void advance() { ++count; }
+};
+
+// One block of queries of one head, and the steps of kKeys keys it visits: none where begin >= end. The producer works
+// them out and passes them on; a negative head says that there are no more.
+struct WorkItem {
+  int first_query, head, batch, begin, end;
+};
+
 template <typename Element_, int kHeadDimension_, bool kRules_>
 struct HopperKernel {
   using Element = Element_;
@@ -51,14 +66,14 @@ struct HopperKernel {
   static constexpr bool kRules = kRules_;
   static constexpr int kConsumers = Tiles::kConsumers, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   static constexpr int kChunks = kHeadDimension / 64;  // of 64 columns, 128 bytes
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
 
   struct Shared {
     Element query[kConsumers][kChunks][64][64];
     Element key[kStages][kChunks][kKeys][64];
     Element value[kStages][kChunks][kKeys][64];
-    int work[2];  // indices of work items, from the producer to the consumers
+    WorkItem work[2];
     uint64_t work_full[2], work_empty[2];
     uint64_t query_full, query_empty;
     uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
@@ -67,46 +82,25 @@ struct HopperKernel {
   static_assert(kSharedBytes <= 232448, "more than an SM has");
 };
 
-// Position in a ring of stages: which stage, and the parity of its barriers' current phase.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// One block of queries of one head, and the steps of keys it visits.
+// Heads are taken in groups whose keys fit the L2 cache (AttentionParams::heads_at_once); within one, where causality makes
+// blocks unequal, the longest first.
 template <typename Kernel>
-struct WorkItem {
-  int first_query, head, batch;
-  Visibility visibility;
-  int begin, end;  // in steps of kKeys; none where begin >= end
-
-  // Heads are taken in groups whose keys fit the L2 cache; within one, where causality makes blocks unequal, the longest
-  // first (host: AttentionParams::heads_at_once).
-  __device__ WorkItem(const AttentionParams &p, int index) : visibility(p, place(p, index)) {
-    const KeyRange visit =
-        visibility.to_visit(p, first_query, min(first_query + Kernel::kRows, p.queries) - 1);
-    begin = visit.begin / Kernel::kKeys;
-    end = visit.begin < visit.end ? (visit.end + Kernel::kKeys - 1) / Kernel::kKeys : begin;
-  }
-
- private:
-  __device__ int place(const AttentionParams &p, int index) {
-    const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows, heads = p.batch * p.query_heads;
-    const int group = index / (tiles * p.heads_at_once), rest = index % (tiles * p.heads_at_once);
-    const int group_heads = min(p.heads_at_once, heads - group * p.heads_at_once);
-    const int any_head = group * p.heads_at_once + rest % group_heads;
-    first_query = (tiles - 1 - rest / group_heads) * Kernel::kRows;
-    head = any_head % p.query_heads;
-    return batch = any_head / p.query_heads;
-  }
-};
+__device__ inline WorkItem work_item(const AttentionParams &p, int index) {
+  const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows, heads = p.batch * p.query_heads;
+  const int group = index / (tiles * p.heads_at_once), rest = index % (tiles * p.heads_at_once);
+  const int group_heads = min(p.heads_at_once, heads - group * p.heads_at_once);
+  const int any_head = group * p.heads_at_once + rest % group_heads;
+  WorkItem item;
+  item.first_query = (tiles - 1 - rest / group_heads) * Kernel::kRows;
+  item.head = any_head % p.query_heads;
+  item.batch = any_head / p.query_heads;
+  const Visibility visibility(p, item.batch);
+  const KeyRange visit =
+      visibility.to_visit(p, item.first_query, min(item.first_query + Kernel::kRows, p.queries) - 1);
+  item.begin = visit.begin / Kernel::kKeys;
+  item.end = visit.begin < visit.end ? (visit.end + Kernel::kKeys - 1) / Kernel::kKeys : item.begin;
+  return item;
+}
 
 template <typename Kernel>
 __device__ inline int work_items(const AttentionParams &p) {
@@ -123,20 +117,21 @@ __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps,
   uint32_t query_parity = 0;
   for (int index = blockIdx.x, next; ; index = next, work_ring.advance()) {
     next = index >= items ? items : p.work_counter ? atomicAdd(p.work_counter, 1) + blocks : index + blocks;
-    ptx::barrier_wait(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
-    shared.work[work_ring.stage] = index;
-    ptx::barrier_arrive(&shared.work_full[work_ring.stage]);
-    if (index >= items) return;
-    const WorkItem<Kernel> item(p, index);
+    WorkItem item{0, -1, 0, 0, 0};
+    if (index < items) item = work_item<Kernel>(p, index);
+    ptx::barrier_wait(&shared.work_empty[work_ring.stage()], work_ring.parity() ^ 1);
+    shared.work[work_ring.stage()] = item;
+    ptx::barrier_arrive(&shared.work_full[work_ring.stage()]);
+    if (item.head < 0) return;
     if (item.begin >= item.end) continue;
     const int key_head = item.head / p.heads_per_key;
 
     ptx::barrier_wait(&shared.query_empty, query_parity ^ 1);
     query_parity ^= 1;
     ptx::barrier_expect(&shared.query_full, kQueryBytes);
-#pragma unroll
+#pragma unroll 1
     for (int w = 0; w < Kernel::kConsumers; ++w) {
-#pragma unroll
+#pragma unroll 1
       for (int c = 0; c < Kernel::kChunks; ++c) {
         ptx::tensor_copy(shared.query[w][c], &maps.query, &shared.query_full, 64 * c, item.first_query + 64 * w,
                          item.head, item.batch);
@@ -144,14 +139,14 @@ __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps,
     }
     for (int step = item.begin; step < item.end; ++step, ring.advance()) {
       auto copy = [&](auto &target, const CUtensorMap &map, uint64_t *full, uint64_t *empty) {
-        ptx::barrier_wait(empty, ring.parity ^ 1);
+        ptx::barrier_wait(empty, ring.parity() ^ 1);
         ptx::barrier_expect(full, kKeyBytes);
-#pragma unroll
+#pragma unroll 1
         for (int c = 0; c < Kernel::kChunks; ++c) {
           ptx::tensor_copy(target[c], &map, full, 64 * c, step * Kernel::kKeys, key_head, item.batch);
         }
       };
-      const int s = ring.stage;
+      const int s = ring.stage();
       copy(shared.key[s], maps.key, &shared.key_full[s], &shared.key_empty[s]);
       copy(shared.value[s], maps.value, &shared.value_full[s], &shared.value_empty[s]);
     }
@@ -202,7 +197,7 @@ __device__ inline void clear_values(typename Kernel::Element (&value)[Kernel::kC
 }
 
 template <typename Kernel>
-__device__ inline void write_output(const AttentionParams &p, const WorkItem<Kernel> &item, const FragmentRows &rows,
+__device__ inline void write_output(const AttentionParams &p, const WorkItem &item, const FragmentRows &rows,
                                     const RowSoftmax<Kernel::kRules> &softmax, const float (&output)[Kernel::kHeadDimension / 8][4]) {
   using Element = typename Kernel::Element;
   float factor[2];
@@ -239,18 +234,17 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
 
   Ring<2> work_ring;
   for (;; work_ring.advance()) {
-    ptx::barrier_wait(&shared.work_full[work_ring.stage], work_ring.parity);
-    const int index = shared.work[work_ring.stage];
-    if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage]);
-    if (index >= work_items<Kernel>(p)) return;
-    const WorkItem<Kernel> item(p, index);
+    ptx::barrier_wait(&shared.work_full[work_ring.stage()], work_ring.parity());
+    const WorkItem &item = shared.work[work_ring.stage()];  // read anew where needed: registers are dearer
+    if (item.head < 0) return;
+    const Visibility visibility(p, item.batch);
     FragmentRows rows;
     KeyRange range[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       rows.query[r] = item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
       rows.head[r] = item.head;
-      range[r] = item.visibility.of(rows.query[r]);
+      range[r] = visibility.of(rows.query[r]);
     }
     RowSoftmax<Kernel::kRules> softmax;
     float output[Kernel::kHeadDimension / 8][4] = {};
@@ -277,32 +271,32 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       float rescale[2];
       ptx::barrier_wait(&shared.query_full, query_parity);
       query_parity ^= 1;
-      ptx::barrier_wait(&shared.key_full[key_ring.stage], key_ring.parity);
-      start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage]);
+      ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
+      start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
       fetch_mask(item.begin);
       wgmma::wait<0>();
       wgmma::pin(scores.value);
-      if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage]);
+      if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
       key_ring.advance();
       to_weights(item.begin, rescale);
       to_operand<Element>(scores, weights);
 
       for (int step = item.begin + 1; step < item.end; ++step) {
-        ptx::barrier_wait(&shared.key_full[key_ring.stage], key_ring.parity);
+        ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
         wait_turn();
-        start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage]);
-        ptx::barrier_wait(&shared.value_full[value_ring.stage], value_ring.parity);
-        start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage]);
+        start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
+        ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
+        start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
         pass_turn();
         fetch_mask(step);
         wgmma::wait<1>();
         wgmma::pin(scores.value);
-        if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage]);
+        if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
         key_ring.advance();
         to_weights(step, rescale);
         wgmma::wait<0>();
         wgmma::pin(output);
-        if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage]);
+        if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
         value_ring.advance();
 #pragma unroll
         for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
@@ -313,18 +307,19 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       }
 
       if (first_lane) ptx::barrier_arrive(&shared.query_empty);
-      ptx::barrier_wait(&shared.value_full[value_ring.stage], value_ring.parity);
-      const int readable = item.visibility.readable_values(p) - (item.end - 1) * kKeys;
+      ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
+      const int readable = visibility.readable_values(p) - (item.end - 1) * kKeys;
       if (p.key_lengths && readable < kKeys) {
-        clear_values<Kernel>(shared.value[value_ring.stage], max(0, readable), kOwnBarrier + warpgroup);
+        clear_values<Kernel>(shared.value[value_ring.stage()], max(0, readable), kOwnBarrier + warpgroup);
       }
-      start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage]);
+      start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
       wgmma::wait<0>();
       wgmma::pin(output);
-      if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage]);
+      if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
       value_ring.advance();
     }
     write_output<Kernel>(p, item, rows, softmax, output);
+    if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage()]);
   }
 }
 

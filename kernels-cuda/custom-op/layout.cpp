@@ -1,0 +1,176 @@
+#include "layout.h"
+
+#include <cctype>
+#include <stdexcept>
+
+namespace ortflash {
+namespace {
+
+class Parser {
+ public:
+  explicit Parser(const std::string &text) : text_(text) {}
+
+  Layout parse() {
+    Layout layout;
+    while (at_ < text_.size()) layout.push_back(take('(') ? group() : LayoutDimension{{factor()}});
+    int seen[4] = {};
+    for (const auto &dimension : layout) {
+      for (const auto &factor : dimension.factors) {
+        if (factor.axis >= 0 && ++seen[factor.axis] > 1) fail("an axis stands twice");
+      }
+    }
+    return layout;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string &why) const {
+    throw std::invalid_argument("\"" + text_ + "\" is no tensor layout: " + why);
+  }
+
+  bool take(char c) {
+    if (at_ >= text_.size() || text_[at_] != c) return false;
+    ++at_;
+    return true;
+  }
+
+  void expect(char c) {
+    if (!take(c)) fail(std::string("'") + c + "' expected at position " + std::to_string(at_));
+  }
+
+  int64_t number() {
+    const size_t begin = at_;
+    int64_t value = 0;
+    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) && at_ - begin < 12) {
+      value = value * 10 + (text_[at_++] - '0');
+    }
+    if (at_ == begin) fail("a number is expected at position " + std::to_string(at_));
+    return value;
+  }
+
+  LayoutFactor factor() {
+    static const std::string axes = "BHSD";
+    if (take('[')) {
+      LayoutFactor packed{-1, number(), 0};
+      expect('/');
+      packed.parts = number();
+      expect(']');
+      if (packed.part >= packed.parts) fail("a part is not one of its parts");
+      return packed;
+    }
+    const size_t axis = at_ < text_.size() ? axes.find(text_[at_]) : std::string::npos;
+    if (axis == std::string::npos) fail("cannot read position " + std::to_string(at_));
+    ++at_;
+    return {static_cast<int>(axis), 0, 1};
+  }
+
+  LayoutDimension group() {
+    LayoutDimension dimension;
+    while (at_ < text_.size() && text_[at_] != ')' && text_[at_] != '@') dimension.factors.push_back(factor());
+    if (take('@')) {
+      dimension.sliced = true;
+      dimension.start = number();
+      expect('/');
+      dimension.width = number();
+    }
+    expect(')');
+    if (dimension.factors.empty()) fail("a pair of parentheses is empty");
+    return dimension;
+  }
+
+  const std::string &text_;
+  size_t at_ = 0;
+};
+
+std::string print(const std::vector<int64_t> &shape) {
+  std::string text = "(";
+  for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+  return text + ")";
+}
+
+[[noreturn]] void misfit(const std::vector<int64_t> &shape, const std::string &why) {
+  throw std::invalid_argument("shape " + print(shape) + " does not fit its layout: " + why);
+}
+
+// Sizes of one dimension's factors: known ones as given, at most one other from what remains of the extent.
+std::vector<int64_t> factor_sizes(const LayoutDimension &dimension, int64_t extent, const KnownSizes &known,
+                                  const std::vector<int64_t> &shape) {
+  int axes = 0, open = -1, open_count = 0;
+  for (const auto &factor : dimension.factors) axes += factor.axis >= 0;
+  std::vector<int64_t> sizes;
+  int64_t product = 1;
+  for (size_t f = 0; f < dimension.factors.size(); ++f) {
+    const auto &factor = dimension.factors[f];
+    std::optional<int64_t> size = factor.parts;
+    if (factor.axis >= 0) size = !dimension.sliced && axes == 1 ? std::nullopt : known[factor.axis];
+    if (size) {
+      product *= *size;
+    } else {
+      open = static_cast<int>(f);
+      ++open_count;
+    }
+    sizes.push_back(size.value_or(1));
+  }
+  const std::string why = "a dimension does not split into its axes";
+  if (open_count > 1 || (open_count == 1 && (dimension.sliced || product == 0 || extent % product != 0)))
+    misfit(shape, why);
+  if (open_count == 0 && !dimension.sliced && product != extent) misfit(shape, why);
+  if (open_count == 1) sizes[open] = extent / product;
+  return sizes;
+}
+
+}  // namespace
+
+Layout parse_layout(const std::string &text) { return Parser(text).parse(); }
+
+StridedTensor resolve_layout(const Layout &layout, const std::vector<int64_t> &shape, const KnownSizes &known) {
+  if (shape.size() != layout.size()) misfit(shape, "rank " + std::to_string(layout.size()) + " expected");
+  StridedTensor tensor{{1, 1, 1, 1}, {0, 0, 0, 0}, 0};
+  int64_t dimension_stride = 1;
+  for (size_t d = layout.size(); d-- > 0;) {
+    const LayoutDimension &dimension = layout[d];
+    const int64_t extent = shape[d];
+    if (dimension.sliced) {
+      if (dimension.width != extent) misfit(shape, "a dimension of " + std::to_string(dimension.width) + " expected");
+      tensor.offset += dimension.start * dimension_stride;
+    }
+    const auto sizes = factor_sizes(dimension, extent, known, shape);
+    int64_t stride = dimension_stride;
+    for (size_t f = sizes.size(); f-- > 0;) {
+      const LayoutFactor &factor = dimension.factors[f];
+      if (factor.axis >= 0) {
+        tensor.size[factor.axis] = sizes[f];
+        tensor.stride[factor.axis] = stride;
+      } else {
+        tensor.offset += factor.part * stride;
+      }
+      stride *= sizes[f];
+    }
+    const int64_t covered = dimension_stride == 0 ? 0 : stride / dimension_stride;
+    if (dimension.sliced && dimension.start + covered > dimension.width)
+      misfit(shape, "a dimension is too short for its slice");
+    dimension_stride *= extent;
+  }
+  return tensor;
+}
+
+std::vector<int64_t> layout_shape(const Layout &layout, const Sizes &size) {
+  std::vector<int64_t> shape;
+  for (const auto &dimension : layout) {
+    if (dimension.sliced) throw std::invalid_argument("an output's layout has a slice");
+    int64_t extent = 1;
+    for (const auto &factor : dimension.factors) extent *= factor.axis >= 0 ? size[factor.axis] : factor.parts;
+    shape.push_back(extent);
+  }
+  return shape;
+}
+
+bool slices_head_dimension(const Layout &layout) {
+  for (const auto &dimension : layout) {
+    for (const auto &factor : dimension.factors) {
+      if (dimension.sliced && factor.axis == kDimension) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace ortflash
