@@ -16,11 +16,11 @@ struct AmpereTiles<64> {
 };
 template <>
 struct AmpereTiles<128> {
-  static constexpr int kWarps = 4, kRowTiles = 2, kKeys = 32;
+  static constexpr int kWarps = 4, kRowTiles = 2, kKeys = 64;
 };
 template <>
 struct AmpereTiles<256> {
-  static constexpr int kWarps = 8, kRowTiles = 1, kKeys = 32;
+  static constexpr int kWarps = 8, kRowTiles = 1, kKeys = 64;
 };
 
 template <typename Element_, int kHeadDimension>
@@ -157,7 +157,10 @@ __global__ void __launch_bounds__(AmpereKernel<Element, kHeadDimension>::kThread
       const KeyRange range[2] = {visibility.of(rows[t].query[0]), visibility.of(rows[t].query[1])};
       if constexpr (kRules) {
         MaskFragment<kKeys> mask;
-        if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, batch, rows[t], first_key);
+        if (p.mask.kind != ORTFLASH_MASK_NONE) {
+          mask.load(p, batch, rows[t], first_key);
+          mask.settle(p);
+        }
         apply_rules<Element>(scores[t], p, range, mask, first_key);
       } else if (range[1].begin > first_key || range[0].end < first_key + kKeys) {
         hide_outside(scores[t], range, first_key, kMinusInfinity);

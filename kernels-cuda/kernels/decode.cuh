@@ -112,27 +112,6 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   const int begin = max(split * p.keys_per_split, visit.begin / 16 * 16);
   const int end = min((split + 1) * p.keys_per_split, visit.end);
 
-  // The rows of Q, straight to operands: each lane reads its own pairs, once.
-  uint32_t query[kHeadDimension / 16][4];
-#pragma unroll
-  for (int d = 0; d < kHeadDimension / 16; ++d) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int r = e % 2, column = 16 * d + e / 2 * 8 + lane_column();
-      float pair[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if (rows.query[r] < p.queries && column + c < p.head_dimension) {
-          pair[c] = ElementOps<Element>::widen(
-              static_cast<const Element *>(p.query.data)[batch * p.query.batch + rows.head[r] * p.query.head +
-                                                         rows.query[r] * p.query.sequence +
-                                                         (column + c) * p.query.dimension]);
-        }
-      }
-      query[d][e] = ElementOps<Element>::pack(pair[0], pair[1]);
-    }
-  }
-
   auto key_tile = [&](int stage) {
     return Tile{reinterpret_cast<Element *>(shared + (warp * kStages + stage) * Kernel::kStageBytes)};
   };
@@ -147,12 +126,36 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
     ptx::copy_async_commit();
   };
 
-  RowSoftmax<kRules> softmax;
-  float output[kHeadDimension / 8][4] = {};
   constexpr int kStride = 16 * Kernel::kWarps;
   const int first = begin + 16 * warp;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
+  // The rows of Q, straight to operands: each lane reads its own pairs, once.
+  uint32_t query[kHeadDimension / 16][4];
+  const Element *query_row[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    query_row[r] = static_cast<Element *>(p.query.data) + batch * p.query.batch + rows.head[r] * p.query.head +
+                   rows.query[r] * p.query.sequence;
+  }
+#pragma unroll
+  for (int d = 0; d < kHeadDimension / 16; ++d) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int r = e % 2, column = 16 * d + e / 2 * 8 + lane_column();
+      const bool take = rows.query[r] < p.queries && column < p.head_dimension;
+      if (p.wide_loads) {
+        query[d][e] = take ? *reinterpret_cast<const uint32_t *>(query_row[r] + column) : 0;
+      } else {
+        const auto number = [&](int c) { return ElementOps<Element>::widen(query_row[r][c * p.query.dimension]); };
+        query[d][e] = ElementOps<Element>::pack(
+            take ? number(column) : 0.0f, take && column + 1 < p.head_dimension ? number(column + 1) : 0.0f);
+      }
+    }
+  }
+
+  RowSoftmax<kRules> softmax;
+  float output[kHeadDimension / 8][4] = {};
   int stage = 0;
   for (int first_key = first; first_key < end; first_key += kStride) {
     fetch((stage + kStages - 1) % kStages, first_key + (kStages - 1) * kStride);
@@ -169,7 +172,7 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
     const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
     if constexpr (kRules) {
       MaskFragment<16> mask;
-      if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, batch, rows, first_key);
+      if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, batch, rows, first_key);  // too narrow to need settling
       apply_rules<Element>(scores, p, range, mask, first_key);
     } else {
       hide_outside(scores, range, first_key, kMinusInfinity);

@@ -8,8 +8,7 @@
 
 namespace ortflash {
 
-// kConsumers: warpgroups of 64 queries; kKeys: keys a step; kStages: steps in flight; registers a thread after the
-// producer has handed its own over (65,536 in all).
+// kConsumers: warpgroups of 64 queries; kKeys: keys a step; kStages: steps in flight.
 template <int kHeadDimension, bool kRules>
 struct HopperTiles;
 
@@ -75,7 +74,7 @@ struct HopperKernel {
     Element value[kStages][kChunks][kKeys][64];
     WorkItem work[2];
     uint64_t work_full[2], work_empty[2];
-    uint64_t query_full, query_empty;
+    uint64_t query_full[kConsumers], query_empty[kConsumers];
     uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
   };
   static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // and room to align it
@@ -110,7 +109,7 @@ __device__ inline int work_items(const AttentionParams &p) {
 // The producer: one thread. Work comes by turns, or, where items differ in length, from a counter in workspace.
 template <typename Kernel>
 __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps, typename Kernel::Shared &shared) {
-  constexpr uint32_t kQueryBytes = sizeof(shared.query), kKeyBytes = sizeof(shared.key[0]);
+  constexpr uint32_t kQueryBytes = sizeof(shared.query[0]), kKeyBytes = sizeof(shared.key[0]);
   const int items = work_items<Kernel>(p), blocks = gridDim.x;
   Ring<Kernel::kStages> ring;
   Ring<2> work_ring;
@@ -126,17 +125,16 @@ __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps,
     if (item.begin >= item.end) continue;
     const int key_head = item.head / p.heads_per_key;
 
-    ptx::barrier_wait(&shared.query_empty, query_parity ^ 1);
-    query_parity ^= 1;
-    ptx::barrier_expect(&shared.query_full, kQueryBytes);
-#pragma unroll 1
-    for (int w = 0; w < Kernel::kConsumers; ++w) {
+    auto copy_query = [&](int w) {
+      ptx::barrier_wait(&shared.query_empty[w], query_parity ^ 1);
+      ptx::barrier_expect(&shared.query_full[w], kQueryBytes);
 #pragma unroll 1
       for (int c = 0; c < Kernel::kChunks; ++c) {
-        ptx::tensor_copy(shared.query[w][c], &maps.query, &shared.query_full, 64 * c, item.first_query + 64 * w,
+        ptx::tensor_copy(shared.query[w][c], &maps.query, &shared.query_full[w], 64 * c, item.first_query + 64 * w,
                          item.head, item.batch);
       }
-    }
+    };
+    copy_query(0);
     for (int step = item.begin; step < item.end; ++step, ring.advance()) {
       auto copy = [&](auto &target, const CUtensorMap &map, uint64_t *full, uint64_t *empty) {
         ptx::barrier_wait(empty, ring.parity() ^ 1);
@@ -148,8 +146,14 @@ __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps,
       };
       const int s = ring.stage();
       copy(shared.key[s], maps.key, &shared.key_full[s], &shared.key_empty[s]);
+      // The first warpgroup can begin while the others are still at the last item.
+      if (step == item.begin) {
+#pragma unroll 1
+        for (int w = 1; w < Kernel::kConsumers; ++w) copy_query(w);
+      }
       copy(shared.value[s], maps.value, &shared.value_full[s], &shared.value_empty[s]);
     }
+    query_parity ^= 1;
   }
 }
 
@@ -257,6 +261,11 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         if (p.mask.kind != ORTFLASH_MASK_NONE) mask.load(p, item.batch, rows, step * kKeys);
       }
     };
+    auto settle_mask = [&] {
+      if constexpr (Kernel::kRules) {
+        if (p.mask.kind != ORTFLASH_MASK_NONE) mask.settle(p);
+      }
+    };
     auto to_weights = [&](int step, float(&rescale)[2]) {
       const int first_key = step * kKeys;
       if constexpr (Kernel::kRules) {
@@ -269,29 +278,38 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
 
     if (item.begin < item.end) {
       float rescale[2];
-      ptx::barrier_wait(&shared.query_full, query_parity);
+      auto release_query = [&](int step) {
+        if (first_lane && step + 1 == item.end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
+      };
+      fetch_mask(item.begin);
+      ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
       query_parity ^= 1;
       ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
+      wait_turn();
       start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
-      fetch_mask(item.begin);
+      pass_turn();
+      settle_mask();
       wgmma::wait<0>();
       wgmma::pin(scores.value);
       if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
+      release_query(item.begin);
       key_ring.advance();
       to_weights(item.begin, rescale);
       to_operand<Element>(scores, weights);
 
       for (int step = item.begin + 1; step < item.end; ++step) {
+        fetch_mask(step);
         ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
         wait_turn();
         start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
         ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
         start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
         pass_turn();
-        fetch_mask(step);
+        settle_mask();
         wgmma::wait<1>();
         wgmma::pin(scores.value);
         if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
+        release_query(step);
         key_ring.advance();
         to_weights(step, rescale);
         wgmma::wait<0>();
@@ -306,7 +324,6 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         to_operand<Element>(scores, weights);
       }
 
-      if (first_lane) ptx::barrier_arrive(&shared.query_empty);
       ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
       const int readable = visibility.readable_values(p) - (item.end - 1) * kKeys;
       if (p.key_lengths && readable < kKeys) {
@@ -335,8 +352,10 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
       ptx::barrier_init(&shared.work_full[s], 1);
       ptx::barrier_init(&shared.work_empty[s], kConsumerWarps);
     }
-    ptx::barrier_init(&shared.query_full, 1);
-    ptx::barrier_init(&shared.query_empty, kConsumerWarps);
+    for (int w = 0; w < Kernel::kConsumers; ++w) {
+      ptx::barrier_init(&shared.query_full[w], 1);
+      ptx::barrier_init(&shared.query_empty[w], 4);
+    }
     for (int s = 0; s < Kernel::kStages; ++s) {
       ptx::barrier_init(&shared.key_full[s], 1);
       ptx::barrier_init(&shared.key_empty[s], kConsumerWarps);

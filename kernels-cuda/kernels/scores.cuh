@@ -105,11 +105,13 @@ __device__ inline void transpose_quad(uint32_t (&word)[4]) {
 }
 
 // One fragment's part of the mask, two neighbouring keys in a word: additive elements as they are, booleans as bytes.
+// load() starts the reads; settle() puts what came in place.
 template <int kColumns>
 struct MaskFragment {
   uint32_t pair[kColumns / 8][2];
+  bool wide;
 
-  // Each lane reads eight neighbouring keys at once, of every fourth group of eight; the quad then swaps them into place.
+  // Each lane reads eight neighbouring keys at once, of every fourth group of eight; settle() swaps them into place.
   __device__ void load_wide(const AttentionParams &p, const int64_t (&row)[2], int first_key) {
     static_assert(kColumns % 32 == 0 || kColumns < 32);
 #pragma unroll
@@ -117,19 +119,33 @@ struct MaskFragment {
 #pragma unroll
       for (int j = 0; j + 4 <= kColumns / 8; j += 4) {
         const int64_t index = row[r] + first_key + 8 * (j + (threadIdx.x & 3));
-        uint32_t word[4];
         if (p.mask.kind == ORTFLASH_MASK_BOOLEAN) {
           const uint2 eight = *reinterpret_cast<const uint2 *>(static_cast<const uint8_t *>(p.mask.data) + index);
-          word[0] = eight.x & 0xffff;
-          word[1] = eight.x >> 16;
-          word[2] = eight.y & 0xffff;
-          word[3] = eight.y >> 16;
+          pair[j][r] = eight.x;
+          pair[j + 1][r] = eight.y;
         } else {
           const uint4 eight = *reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(p.mask.data) + index);
-          word[0] = eight.x;
-          word[1] = eight.y;
-          word[2] = eight.z;
-          word[3] = eight.w;
+          pair[j][r] = eight.x;
+          pair[j + 1][r] = eight.y;
+          pair[j + 2][r] = eight.z;
+          pair[j + 3][r] = eight.w;
+        }
+      }
+    }
+  }
+
+  __device__ void settle(const AttentionParams &p) {
+    if (!wide) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int j = 0; j + 4 <= kColumns / 8; j += 4) {
+        uint32_t word[4] = {pair[j][r], pair[j + 1][r], pair[j + 2][r], pair[j + 3][r]};
+        if (p.mask.kind == ORTFLASH_MASK_BOOLEAN) {
+          word[3] = word[1] >> 16;
+          word[2] = word[1] & 0xffff;
+          word[1] = word[0] >> 16;
+          word[0] &= 0xffff;
         }
         transpose_quad(word);
 #pragma unroll
@@ -161,7 +177,8 @@ struct MaskFragment {
     for (int r = 0; r < 2; ++r) {
       row[r] = mask_row_of(p, batch, min(rows.head[r], p.query_heads - 1), min(rows.query[r], p.queries - 1));
     }
-    if (kColumns % 32 == 0 && p.wide_mask && first_key + kColumns <= limit) {
+    wide = kColumns % 32 == 0 && p.wide_mask && first_key + kColumns <= limit;
+    if (wide) {
       load_wide(p, row, first_key);
     } else if (p.mask.kind == ORTFLASH_MASK_BOOLEAN) {
       load_elements<uint8_t, 8>(p, row, first_key, limit);

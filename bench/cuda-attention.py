@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""Attention on a CUDA GPU: our kernels against PyTorch's FlashAttention-2 and cuDNN backends, in one process.
+
+    python3 bench/cuda-attention.py kernels-cuda/build/libortflash_cuda.so [--out bench/results/cuda-attention.json]
+
+Each time is the median of many runs over rotated buffers of random numbers, taken with CUDA events. TFLOP/s counts
+4·B·H·S²·D operations, half of that where causal. Errors are ‖Y − exact‖ / ‖exact‖, exact in double precision.
+"""
+import argparse
+import ctypes
+import datetime
+import json
+import math
+import statistics
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+AUTOMATIC, AMPERE, HOPPER = 0, 3, 4
+ADDITIVE = 2
+SETS = 3
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p)] + [(n, ctypes.c_int64) for n in ("batch", "head", "sequence", "dimension")]
+
+
+class Mask(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("kind", ctypes.c_int32), ("batches", ctypes.c_int32)] + [
+        (n, ctypes.c_int64) for n in ("keys", "batch", "head", "query", "key")]
+
+
+class Attention(ctypes.Structure):
+    """OrtFlashAttention of kernels-cuda/include/ortflash_attention.h."""
+    _fields_ = (
+        [(n, ctypes.c_int32) for n in ("element", "kernel", "batch", "query_heads", "key_heads", "queries", "new_keys",
+                                       "past_keys", "head_dimension", "value_dimension")]
+        + [(n, Tensor) for n in ("query", "key", "value", "output")]
+        + [(n, ctypes.c_void_p) for n in ("past_key", "past_value", "present_key", "present_value")]
+        + [("mask", Mask)]
+        + [(n, ctypes.c_void_p) for n in ("key_lengths", "sink", "log_sum_exp")]
+        + [("scale", ctypes.c_float), ("softcap", ctypes.c_float)]
+        + [(n, ctypes.c_int32) for n in ("is_causal", "left_window", "right_window", "align_end")]
+        + [("masked_value", ctypes.c_float)])
+
+
+class Ours:
+    """The C interface of the library."""
+
+    def __init__(self, path):
+        library = ctypes.CDLL(path)
+        self._run = library.ortflash_attention_run
+        self._workspace = library.ortflash_attention_workspace
+        for function in (self._run, self._workspace):
+            function.restype = ctypes.c_char_p
+        self._run.argtypes = [ctypes.c_void_p] * 3
+        self._workspace.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)]
+
+    def prepare(self, q, k, v, causal, kernel=AUTOMATIC, mask=None):
+        """A function that runs one call, and its output; q, k, v (B, H, S, D). None where the kernel does not serve it."""
+        y = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
+        see = lambda t: Tensor(t.data_ptr(), *t.stride())
+        call = Attention(
+            element=1 if q.dtype == torch.float16 else 2, kernel=kernel, batch=q.shape[0], query_heads=q.shape[1],
+            key_heads=k.shape[1], queries=q.shape[2], new_keys=k.shape[2], past_keys=0, head_dimension=q.shape[3],
+            value_dimension=v.shape[3], query=see(q), key=see(k), value=see(v), output=see(y),
+            scale=1 / math.sqrt(q.shape[3]), is_causal=causal, left_window=-1, right_window=-1,
+            masked_value=-math.inf)
+        if mask is not None:
+            step = [0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride())]
+            call.mask = Mask(mask.data_ptr(), ADDITIVE, mask.shape[0], mask.shape[3], *step)
+        size = ctypes.c_size_t()
+        if self._workspace(ctypes.byref(call), ctypes.byref(size)) is not None:
+            return None, None
+        workspace = torch.empty(size.value + 256, dtype=torch.uint8, device=q.device)
+
+        def run():
+            stream = torch.cuda.current_stream().cuda_stream
+            wrong = self._run(ctypes.byref(call), workspace.data_ptr(), stream)
+            if wrong is not None:
+                raise RuntimeError(wrong.decode())
+        run.keep = (workspace, y, q, k, v, mask)
+        return run, y
+
+
+def torch_backend(backend, causal, mask=None, grouped=False):
+    def attend(q, k, v):
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return attend
+
+
+def time_ms(runs, repeats=7):
+    """Median over repeats of the mean over a few turns of the rotated runs."""
+    for run in runs:
+        run()
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for run in runs:
+        run()
+    end.record()
+    end.synchronize()
+    turns = max(1, min(10, int(8 / max(begin.elapsed_time(end), 1e-3))))
+    times = []
+    for _ in range(repeats):
+        begin.record()
+        for _ in range(turns):
+            for run in runs:
+                run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / turns / len(runs))
+    return statistics.median(times)
+
+
+def graph_ms(run):
+    """One run's time in a replayed CUDA graph of many: for calls shorter than their launch."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(20):
+            run()
+    return time_ms([graph.replay]) / 20
+
+
+def attempt(function):
+    try:
+        return function()
+    except RuntimeError:
+        return None
+
+
+def error_of(y, q, k, v, causal):
+    """Against double precision, on the first two heads."""
+    q, k, v = (t[:1, :2].double() for t in (q, k, v))
+    exact = scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return float((y[:1, :2].double() - exact).norm() / exact.norm())
+
+
+def forward_rows(ours, dtype):
+    for dimension in (64, 128, 256):
+        for tokens in (512, 1024, 4096, 16384):
+            for causal in (False, True):
+                shape = (16384 // tokens, 2048 // dimension, tokens, dimension)
+                sets = [[torch.randn(shape, dtype=dtype, device="cuda") for _ in range(3)] for _ in range(SETS)]
+                work = 4 * shape[0] * shape[1] * tokens**2 * dimension * (0.5 if causal else 1)
+                row = {"dtype": str(dtype)[6:], "heads": shape[1], "dimension": dimension, "tokens": tokens,
+                       "causal": causal}
+                for name, kernel in (("hopper", HOPPER), ("ampere", AMPERE)):
+                    made = [ours.prepare(*s, causal, kernel) for s in sets]
+                    if made[0][0] is None:
+                        continue
+                    row[name] = work / time_ms([run for run, _ in made]) * 1e-9
+                    if tokens == 1024:
+                        row[name + "_error"] = error_of(made[0][1], *sets[0], causal)
+                for name, backend in (("torch_flash", SDPBackend.FLASH_ATTENTION),
+                                      ("torch_cudnn", SDPBackend.CUDNN_ATTENTION)):
+                    attend = torch_backend(backend, causal)
+                    time = attempt(lambda: time_ms([lambda s=s: attend(*s) for s in sets]))
+                    row[name] = time and work / time * 1e-9
+                    if tokens == 1024 and time:
+                        row[name + "_error"] = error_of(attend(*sets[0]), *sets[0], causal)
+                yield row
+
+
+def masked_rows(ours, dtype):
+    for dimension in (64, 128, 256):
+        heads, tokens = 2048 // dimension, 4096
+        shape = (4, heads, tokens, dimension)
+        sets = [[torch.randn(shape, dtype=dtype, device="cuda") for _ in range(3)] for _ in range(SETS)]
+        work = 4 * shape[0] * heads * tokens**2 * dimension
+        plain = time_ms([ours.prepare(*s, False)[0] for s in sets])
+        for kind, size in (("1,S,S", (1, 1, tokens, tokens)), ("1,H,S,S", (1, heads, tokens, tokens))):
+            mask = torch.randn(size, dtype=dtype, device="cuda")
+            time = time_ms([ours.prepare(*s, False, mask=mask)[0] for s in sets])
+            yield {"dtype": str(dtype)[6:], "heads": heads, "dimension": dimension, "tokens": tokens, "mask": kind,
+                   "ours": work / time * 1e-9, "of_unmasked": plain / time}
+
+
+def decode_rows(ours, dtype):
+    for keys in (1024, 4096, 8192, 16384, 65536):
+        q = torch.randn(1, 32, 1, 128, dtype=dtype, device="cuda")
+        k, v = (torch.randn(1, 8, keys, 128, dtype=dtype, device="cuda") for _ in range(2))
+        run, _ = ours.prepare(q, k, v, False)
+        size = 2 * 8 * keys * 128 * 2
+        row = {"dtype": str(dtype)[6:], "keys": keys, "ours_us": graph_ms(run) * 1e3}
+        row["ours_tb_s"] = size / row["ours_us"] * 1e-6
+        for name, backend in (("torch_flash", SDPBackend.FLASH_ATTENTION), ("torch_cudnn", SDPBackend.CUDNN_ATTENTION)):
+            attend = torch_backend(backend, False, grouped=True)
+            time = attempt(lambda: graph_ms(lambda: attend(q, k, v)))
+            row[name + "_us"] = time and time * 1e3
+        yield row
+
+
+def long_row(ours):
+    """131,072 tokens in one call, and the memory that takes beyond its inputs and output."""
+    q, k, v = (torch.randn(1, 8, 131072, 128, dtype=torch.float16, device="cuda") for _ in range(3))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run, y = ours.prepare(q, k, v, True)
+    time = time_ms([run], repeats=3)
+    extra = torch.cuda.max_memory_allocated() - before - y.numel() * 2
+    return {"tokens": 131072, "heads": 8, "dimension": 128, "causal": True,
+            "tflops": 2 * 8 * 131072**2 * 128 / time * 1e-9, "extra_bytes": extra}
+
+
+def print_rows(title, rows):
+    print(title)
+    for row in rows:
+        print("  " + "  ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                               for name, value in row.items() if value is not None), flush=True)
+        yield row
+
+
+def ratios(rows):
+    """Geometric mean and least of ours over each peer, and over the faster of both."""
+    result = {}
+    for name, peers in (("torch_flash", ["torch_flash"]), ("torch_cudnn", ["torch_cudnn"])):
+        found = [row["hopper"] / max(row[p] for p in peers) for row in rows
+                 if "hopper" in row and all(row.get(p) for p in peers)]
+        if found:
+            result[name] = {"geometric_mean": statistics.geometric_mean(found), "least": min(found)}
+    found = [row["ampere"] / row["torch_flash"] for row in rows if row.get("ampere") and row.get("torch_flash")]
+    if found:
+        result["ampere_to_torch_flash"] = {"geometric_mean": statistics.geometric_mean(found), "least": min(found)}
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", help="libortflash_cuda.so")
+    parser.add_argument("--out", help="write the results to this JSON file")
+    parser.add_argument("--types", nargs="+", choices=["float16", "bfloat16"], default=["float16", "bfloat16"])
+    arguments = parser.parse_args()
+    ours = Ours(arguments.library)
+    torch.manual_seed(0)
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
+              "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
+    types = [getattr(torch, name) for name in arguments.types]
+    result["forward_tflops"] = [r for t in types for r in print_rows(f"forward, {t}, TFLOP/s", forward_rows(ours, t))]
+    result["ratios"] = ratios(result["forward_tflops"])
+    print(json.dumps(result["ratios"], indent=1))
+    result["masked_tflops"] = list(print_rows("additive mask", masked_rows(ours, torch.float16)))
+    result["decode"] = list(print_rows("decode, 32 heads on 8 of 128", decode_rows(ours, torch.float16)))
+    result["long"] = list(print_rows("131,072 tokens", [long_row(ours)]))
+    if arguments.out:
+        with open(arguments.out, "w") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()

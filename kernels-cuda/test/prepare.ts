@@ -1,0 +1,67 @@
+/** Writes rewritten models and their reference data as the folders that test/session.cpp runs. */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { decodeModel, encodeModel, type ModelProto } from '../../graph-rewrite/index.js';
+import { readModelFile } from '../../graph-rewrite/files.js';
+import { rewriteModel } from '../../graph-rewrite/rewrite.js';
+import { readTestData, type TestTensor } from '../../models/corpus.js';
+
+/** TensorProto data types by name, as far as test data has them. */
+const TYPE_NUMBERS: Readonly<Record<string, number>> = {
+  float32: 1,
+  uint8: 2,
+  int8: 3,
+  int32: 6,
+  int64: 7,
+  bool: 9,
+  float16: 10,
+  float64: 11,
+  bfloat16: 16,
+};
+
+export interface PreparedModel {
+  readonly folder: string;
+  /** FlashAttention nodes in the model as written. */
+  readonly sites: number;
+}
+
+/** Rewrites a model and writes it, with its reference inputs and outputs, to a folder. */
+export function prepareModel(modelFile: string, dataFolder: string, folder: string, tolerance: number): PreparedModel {
+  const model = readModelFile(modelFile);
+  rewriteModel(model);
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, 'model.onnx'), encodeModel(model));
+  const { inputs, outputs } = readTestData(dataFolder);
+  const names = graphNames(model);
+  const lines = [
+    ...inputs.map((tensor, i) => writeTensor(folder, 'input', i, tensor, names.inputs, 0)),
+    ...outputs.map((tensor, i) => writeTensor(folder, 'output', i, tensor, names.outputs, tolerance)),
+  ];
+  writeFileSync(join(folder, 'tensors.txt'), `${lines.join('\n')}\n`);
+  return { folder, sites: model.graph?.node?.filter((node) => node.op_type === 'FlashAttention').length ?? 0 };
+}
+
+function graphNames(model: ModelProto): { inputs: string[]; outputs: string[] } {
+  const constants = new Set((model.graph?.initializer ?? []).map((tensor) => tensor.name));
+  const names = (values: readonly { name?: string | null }[] | null | undefined) =>
+    (values ?? []).map((value) => value.name ?? '');
+  return {
+    inputs: names(model.graph?.input).filter((name) => !constants.has(name)),
+    outputs: names(model.graph?.output),
+  };
+}
+
+function writeTensor(
+  folder: string,
+  role: 'input' | 'output',
+  index: number,
+  tensor: TestTensor,
+  names: readonly string[],
+  tolerance: number,
+): string {
+  const file = `${role}_${index}.bin`;
+  const data = tensor.data as ArrayBufferView;
+  writeFileSync(join(folder, file), new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  const name = tensor.name || names[index]!;
+  return [role, name, TYPE_NUMBERS[tensor.type], tolerance, file, tensor.dims.length, ...tensor.dims].join(' ');
+}
