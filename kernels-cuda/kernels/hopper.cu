@@ -67,9 +67,16 @@ cudaError_t launch(const AttentionParams &p, int multiprocessors, cudaStream_t s
 template <>
 cudaError_t launch_hopper<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
                                                                      int multiprocessors, cudaStream_t stream) {
-  return rules
-             ? launch<HopperKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, true>>(p, multiprocessors, stream)
-             : launch<HopperKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, false>>(p, multiprocessors, stream);
+  using Element = ORTFLASH_ELEMENT;
+  constexpr int kHeadDimension = ORTFLASH_HEAD_DIMENSION;
+  if (rules) return launch<HopperKernel<Element, kHeadDimension, true>>(p, multiprocessors, stream);
+  if constexpr (kHeadDimension == 128) {
+    // Short causal rows end within a wide step, most of which would be masked.
+    constexpr int kNarrow = 128, kShort = 1024;
+    if (p.work_counter && p.keys <= kShort)
+      return launch<HopperKernel<Element, kHeadDimension, false, kNarrow>>(p, multiprocessors, stream);
+  }
+  return launch<HopperKernel<Element, kHeadDimension, false>>(p, multiprocessors, stream);
 }
 
 }  // namespace ortflash

@@ -57,11 +57,12 @@ struct WorkItem {
   int first_query, head, batch, begin, end;
 };
 
-template <typename Element_, int kHeadDimension_, bool kRules_>
+template <typename Element_, int kHeadDimension_, bool kRules_,
+          int kKeys_ = HopperTiles<kHeadDimension_, kRules_>::kKeys>
 struct HopperKernel {
   using Element = Element_;
   using Tiles = HopperTiles<kHeadDimension_, kRules_>;
-  static constexpr int kHeadDimension = kHeadDimension_, kKeys = Tiles::kKeys, kStages = Tiles::kStages;
+  static constexpr int kHeadDimension = kHeadDimension_, kKeys = kKeys_, kStages = Tiles::kStages;
   static constexpr bool kRules = kRules_;
   static constexpr int kConsumers = Tiles::kConsumers, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   static constexpr int kChunks = kHeadDimension / 64;  // of 64 columns, 128 bytes
@@ -276,12 +277,13 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       softmax.update(scores, p.scale, rescale);
     };
 
-    if (item.begin < item.end) {
+    const int begin = item.begin, end = item.end;
+    if (begin < end) {
       float rescale[2];
       auto release_query = [&](int step) {
-        if (first_lane && step + 1 == item.end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
+        if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
       };
-      fetch_mask(item.begin);
+      fetch_mask(begin);
       ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
       query_parity ^= 1;
       ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
@@ -292,12 +294,12 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       wgmma::wait<0>();
       wgmma::pin(scores.value);
       if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
-      release_query(item.begin);
+      release_query(begin);
       key_ring.advance();
-      to_weights(item.begin, rescale);
+      to_weights(begin, rescale);
       to_operand<Element>(scores, weights);
 
-      for (int step = item.begin + 1; step < item.end; ++step) {
+      for (int step = begin + 1; step < end; ++step) {
         fetch_mask(step);
         ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
         wait_turn();
@@ -325,7 +327,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       }
 
       ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
-      const int readable = visibility.readable_values(p) - (item.end - 1) * kKeys;
+      const int readable = visibility.readable_values(p) - (end - 1) * kKeys;
       if (p.key_lengths && readable < kKeys) {
         clear_values<Kernel>(shared.value[value_ring.stage()], max(0, readable), kOwnBarrier + warpgroup);
       }

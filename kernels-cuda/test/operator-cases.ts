@@ -18,7 +18,7 @@ import {
   type FlashAttentionAttributes,
   type FlashAttentionInput,
 } from '../../graph-rewrite/op/definition.js';
-import { encodeHalf, decodeHalf } from '../../graph-rewrite/op/half.js';
+import { decodeHalf, encodeHalf } from '../../graph-rewrite/op/half.js';
 import { layoutShape, parseLayout } from '../../graph-rewrite/op/layout.js';
 import { flashAttentionNode } from '../../graph-rewrite/op/node.js';
 import { type ProblemType, resolveProblem } from '../../graph-rewrite/op/problem.js';
@@ -131,7 +131,7 @@ export function writeRandomCase(random: Random, type: CaseType, folder: string):
   const { attributes, inputs } = randomCase(random, type);
   const problem = resolveProblem(attributes, inputs);
   const data = Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, tensor.values]));
-  const expected = referenceAttention(problem, data as Parameters<typeof referenceAttention>[1]);
+  const expected = referenceAttention(problem, data as unknown as Parameters<typeof referenceAttention>[1]);
   const outputs = {
     Y: { type, shape: problem.outputShape, values: expected.Y },
     present_key: { type, shape: problem.presentKeyShape, values: expected.presentKey },

@@ -1,8 +1,9 @@
 /** Writes rewritten models and their reference data as the folders that test/session.cpp runs. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { decodeModel, encodeModel, type ModelProto } from '../../graph-rewrite/index.js';
 import { readModelFile } from '../../graph-rewrite/files.js';
+import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
+import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { readTestData, type TestTensor } from '../../models/corpus.js';
 

@@ -1,0 +1,89 @@
+/** Compiles every CUDA kernel for every target and bounds what each takes of a multiprocessor; needs nvcc, no GPU. */
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import anyTest, { type TestFn } from 'ava';
+import { packageFolder } from './node-paths.js';
+
+const folder = join(packageFolder(), 'kernels-cuda');
+const build = join(folder, 'build');
+
+function compilerVersion(): string | undefined {
+  try {
+    return execFileSync(process.env.NVCC ?? 'nvcc', ['--version'], { encoding: 'utf8' });
+  } catch {
+    return undefined;
+  }
+}
+
+const version = compilerVersion();
+// Without nvcc the kernels cannot be compiled: nothing here can be said of them.
+const test = (version === undefined ? anyTest.skip : anyTest) as TestFn;
+
+/** What the compiler reports of one kernel on one architecture. */
+interface KernelReport {
+  readonly kernel: string;
+  readonly architecture: string;
+  readonly registers: number;
+  readonly spillBytes: number;
+}
+
+/** Reads `-Xptxas -v` reports. */
+function readReport(text: string): KernelReport[] {
+  const entries = text.split(/Compiling entry function /).slice(1);
+  return entries.map((entry) => {
+    const [, kernel = '', architecture = ''] = /^'([^']+)' for '([^']+)'/.exec(entry) ?? [];
+    const number = (pattern: RegExp) => Number(pattern.exec(entry)?.[1] ?? Number.NaN);
+    return {
+      kernel,
+      architecture,
+      registers: number(/Used (\d+) registers/),
+      spillBytes: number(/(\d+) bytes spill stores/),
+    };
+  });
+}
+
+function sourceHash(): string {
+  const hash = createHash('sha256').update(version ?? '');
+  for (const part of ['include', 'kernels']) {
+    for (const file of readdirSync(join(folder, part)).sort()) hash.update(readFileSync(join(folder, part, file)));
+  }
+  return hash.update(readFileSync(join(folder, 'Makefile'))).digest('hex');
+}
+
+/** Compiles what has changed since the last time; the reports stay beside the objects. */
+function compile(): void {
+  const stamp = join(build, 'kernels-checked');
+  const hash = sourceHash();
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === hash) return;
+  const jobs = `-j${Math.min(4, availableParallelism())}`;
+  execFileSync('make', ['-C', folder, jobs, 'check'], { stdio: ['ignore', 'ignore', 'pipe'], maxBuffer: 1 << 28 });
+  writeFileSync(stamp, hash);
+}
+
+test('every kernel compiles, and none spills where it counts', (t) => {
+  t.timeout(9.5 * 60_000);
+  compile();
+  const reports = readdirSync(build)
+    .filter((file) => /^(ampere|decode|hopper|float32|scalar)\w*\.log$/.test(file))
+    .flatMap((file) => readReport(readFileSync(join(build, file), 'utf8')));
+  const of = (name: string) => reports.filter(({ kernel }) => kernel.includes(name));
+  // Two element types, three head dimensions, with and without rules, a narrow one for short rows; Ampere and decode for
+  // two architectures.
+  t.is(of("hopper_attention").length, 14);
+  t.is(of('ampere_attention').length, 24);
+  t.is(of('decode_attention').length, 24);
+  t.is(of('float32_attention').length, 6);
+  t.is(of('scalar_attention').length, 6);
+  t.deepEqual(new Set(of('hopper_attention').map((report) => report.architecture)), new Set(['sm_90a']));
+  for (const { kernel, architecture, registers, spillBytes } of reports) {
+    const place = `${kernel} on ${architecture}`;
+    t.true(registers <= 255, place);
+    // Hopper's producer lives on 32 or 40 registers and may put a few of its counters aside; consumers have none to spare.
+    const bound = kernel.includes('hopper') ? 16 : kernel.includes('ampere') ? 192 : 64;
+    t.true(spillBytes <= bound, `${place} spills ${spillBytes} bytes, more than ${bound}`);
+  }
+  t.log(reports.map((r) => `${r.architecture} ${r.registers} registers, ${r.spillBytes} B spilled  ${r.kernel}`));
+});
