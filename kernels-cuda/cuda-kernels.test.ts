@@ -72,7 +72,7 @@ test('every kernel compiles, and none spills where it counts', (t) => {
   const of = (name: string) => reports.filter(({ kernel }) => kernel.includes(name));
   // Two element types, three head dimensions, with and without rules, a narrow one for short rows; Ampere and decode for
   // two architectures.
-  t.is(of("hopper_attention").length, 14);
+  t.is(of('hopper_attention').length, 14);
   t.is(of('ampere_attention').length, 24);
   t.is(of('decode_attention').length, 24);
   t.is(of('float32_attention').length, 6);

@@ -15,7 +15,7 @@ struct Plan {
   int multiprocessors;
   AttentionParams params;
   // Byte offsets into workspace.
-  size_t present_key, present_value, partial_output, partial_lse, work_counter, workspace;
+  size_t present_key, present_value, partial_output, partial_softmax, work_counter, workspace;
 };
 
 struct Device {
@@ -197,7 +197,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
     if (p.splits > 1) {
       const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
       plan.partial_output = take(end, rows * p.value_dimension * sizeof(float));
-      plan.partial_lse = take(end, rows * sizeof(float));
+      plan.partial_softmax = take(end, rows * sizeof(float2));
     }
   }
   plan.workspace = end;
@@ -277,7 +277,7 @@ extern "C" const char *ortflash_attention_run(const OrtFlashAttention *call, voi
   if (int64_t{c.batch} * c.queries == 0) return nullptr;
   if (plan.counts_work) p.work_counter = reinterpret_cast<int *>(memory + plan.work_counter);
   p.partial_output = reinterpret_cast<float *>(memory + plan.partial_output);
-  p.partial_lse = reinterpret_cast<float *>(memory + plan.partial_lse);
+  p.partial_softmax = reinterpret_cast<float2 *>(memory + plan.partial_softmax);
   const cudaError_t error = c.element == ORTFLASH_FLOAT32   ? launch_float(plan, stream)
                             : c.element == ORTFLASH_FLOAT16 ? launch_16_bit<__half>(plan, stream)
                                                             : launch_16_bit<__nv_bfloat16>(plan, stream);

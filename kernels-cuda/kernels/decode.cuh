@@ -66,7 +66,7 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
     const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
     const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
     if (lane_id() == 0) {
-      if (p.splits > 1) p.partial_lse[split * rows + index] = lse;
+      if (p.splits > 1) p.partial_softmax[split * rows + index] = make_float2(highest, sum);
       else if (p.log_sum_exp) p.log_sum_exp[index] = lse;
     }
     Element *target = static_cast<Element *>(p.output.data) + batch * p.output.batch + h * p.output.head +
@@ -75,9 +75,8 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
       float total = 0.0f;
 #pragma unroll
       for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
-      total *= factor;
       if (p.splits > 1) p.partial_output[(split * rows + index) * p.value_dimension + d] = total;
-      else target[d * p.output.dimension] = ElementOps<Element>::narrow(total);
+      else target[d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
     }
   }
 }
@@ -219,7 +218,8 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   merge_warps<Kernel>(p, results, batch, key_head, first_row, split);
 }
 
-// The splits' results → output, a block a row: Σ exp(lse_s − highest)·output_s over the same sum of weights and the sink's.
+// The splits' results → output, a block a row: Σ exp(maximum_s − highest)·output_s over the like sum of the splits' sums and
+// the sink's. Maximum and sum travel apart: beside a maximum of −3.4e38 the logarithm of a sum would be lost.
 constexpr int kCombineThreads = 256;
 
 template <typename Element>
@@ -232,14 +232,15 @@ __global__ void __launch_bounds__(kCombineThreads) combine_splits(const __grid_c
   // Each warp takes its own maximum, which all warps find alike.
   const float sink = sink_logit<Element>(p, h);
   float highest = sink;
-  for (int s = lane_id(); s < p.splits; s += 32) highest = fmaxf(highest, p.partial_lse[s * rows + index]);
+  for (int s = lane_id(); s < p.splits; s += 32) highest = fmaxf(highest, p.partial_softmax[s * rows + index].x);
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, lane));
   const float origin = highest == kMinusInfinity ? 0.0f : highest;
   float sum = 0.0f;
   for (int s = threadIdx.x; s < p.splits; s += kCombineThreads) {
-    weights[s] = weight_of(p.partial_lse[s * rows + index] - origin);
-    sum += weights[s];
+    const float2 part = p.partial_softmax[s * rows + index];
+    weights[s] = weight_of(part.x - origin);
+    sum += weights[s] * part.y;
   }
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);

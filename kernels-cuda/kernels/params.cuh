@@ -1,5 +1,7 @@
 // What the host hands every kernel: the call, with what follows from it computed once.
 #pragma once
+#include <vector_types.h>
+
 #include <cstdint>
 
 #include "../include/ortflash_attention.h"
@@ -31,8 +33,8 @@ struct AttentionParams {
   int *work_counter;  // null where the blocks are of one length
   // Decode: the keys are cut into `splits` parts, whose results wait in workspace for the combine step.
   int splits, keys_per_split;
-  float *partial_output;  // (splits, B·query heads·queries, Dv), normalised
-  float *partial_lse;     // (splits, B·query heads·queries), natural logarithm
+  float *partial_output;    // (splits, B·query heads·queries, Dv), not yet divided by the sum
+  float2 *partial_softmax;  // (splits, B·query heads·queries): maximum and sum
 };
 
 }  // namespace ortflash
