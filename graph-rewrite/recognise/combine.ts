@@ -8,8 +8,11 @@ export interface MaskTerm {
   readonly value: Value;
   /** The scores' dimensions where it was applied; the value's own are aligned with them from the right. */
   readonly dimensions: readonly Dimension[];
-  /** `additive` is added times `factor`; `boolean` puts `fill` where the value is not `keepWhere`. */
-  readonly kind: 'additive' | 'boolean';
+  /**
+   * `additive` is added times `factor`; `boolean` puts `fill` where the value is not `keepWhere`; `floor` puts `fill`
+   * where the score is lower.
+   */
+  readonly kind: 'additive' | 'boolean' | 'floor';
   readonly factor: number;
   readonly keepWhere: boolean;
   readonly fill: number;
@@ -73,6 +76,9 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
       case 'select':
         masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1 });
         break;
+      case 'floor':
+        masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest });
+        break;
       case 'sink':
         sink = step;
         break;
@@ -88,6 +94,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
 }
 
 function scaleMask(mask: MaskTerm, factor: number): MaskTerm {
+  if (mask.kind === 'floor' && factor < 0) refuse('scores with a lower bound are negated', mask.value);
   if (mask.kind === 'additive') return { ...mask, factor: mask.factor * factor };
   return { ...mask, fill: mask.fill * factor };
 }

@@ -60,25 +60,36 @@ function conjunction(masks: readonly MaskPlacement[], place: EmissionPlace): str
   return kept.reduce((a, b) => list.add('And', [a, b]));
 }
 
-/** What the masks, applied in order, add to a score; a boolean one puts its fill in place of what came before. */
+/** What the masks, applied in order, add to a score; a boolean one or a floor puts its fill in place of it. */
 function added(masks: readonly MaskPlacement[], type: DataTypeName, place: EmissionPlace): string {
   const { list } = place;
+  const factors = new Set(masks.map(({ term }) => (term.kind === 'additive' ? term.factor : 1)));
+  const [common] = factors;
+  // One factor on all of them is applied to their sum, as in the model.
+  const isCommon = factors.size === 1 && common !== undefined && common !== 1;
+  const scaled = (name: string, factor: number) =>
+    factor === 1 ? name : list.add('Mul', [name, list.scalar(factor, type)]);
   let sum: string | undefined;
   for (const mask of masks) {
     const { term } = mask;
     if (term.kind === 'additive') {
       const shaped = reshaped(mask, place);
-      const scaled = term.factor === 1 ? shaped : list.add('Mul', [shaped, list.scalar(term.factor, type)]);
-      sum = sum === undefined ? scaled : list.add('Add', [sum, scaled]);
+      const own = isCommon ? shaped : scaled(shaped, term.factor);
+      sum = sum === undefined ? own : list.add('Add', [sum, own]);
       continue;
     }
+    if (term.kind === 'floor' && sum === undefined) continue;
     if (masks.length > 1 && !absorbs(term.fill, dataTypeOf(type)))
       refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
     const kept = sum ?? list.scalar(0, type);
     const fill = list.scalar(term.fill, type);
+    if (term.kind === 'floor') {
+      sum = list.add('Max', [kept, fill]);
+      continue;
+    }
     sum = list.add('Where', [reshaped(mask, place), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
   }
-  return sum!;
+  return scaled(sum ?? list.scalar(0, type), isCommon ? common : 1);
 }
 
 /** The mask in the shape that it was placed in. */

@@ -28,6 +28,13 @@ export type ScoreStep =
       readonly dimensions: readonly Dimension[];
     }
   | { readonly kind: 'cast'; readonly type: number }
+  /** The larger of the score and a number that no score is as low as, against sums of masks that overflow. */
+  | {
+      readonly kind: 'floor';
+      readonly value: Value;
+      readonly lowest: number;
+      readonly dimensions: readonly Dimension[];
+    }
   /** One more column, at either end, that is no key: an attention sink. */
   | {
       readonly kind: 'sink';
@@ -50,6 +57,8 @@ export interface ScoreTrace {
 }
 
 const MAXIMUM_PATH = 40;
+/** Scores are taken to be far above. */
+const HIGHEST_FLOOR = -1e30;
 
 /**
  * Follows the scores back from the softmax's input to the product of queries and keys, and what they undergo between.
@@ -126,6 +135,7 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
   switch (node.opType) {
     case 'Add':
     case 'Mul':
+    case 'Max':
       return all.filter(notScalar).length > 0 ? all.filter(notScalar) : all;
     case 'Sub':
     case 'Div':
@@ -168,6 +178,8 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       if (scalar !== undefined) return { kind: 'scale', factor: divide ? 1 / scalar : scalar };
       return { kind: 'factor', value: other, divide, dimensions };
     }
+    case 'Max':
+      return floor(node, other, dimensions, inference);
     case 'Tanh':
       return { kind: 'tanh' };
     case 'Cast':
@@ -204,6 +216,18 @@ function selection(node: Node, scores: Value, dimensions: readonly Dimension[], 
   if (!condition || fill === undefined)
     return refuse('Where puts something other than one constant in place of scores', node);
   return { kind: 'select', condition, keepWhere, fill, dimensions };
+}
+
+function floor(
+  node: Node,
+  value: Value | undefined,
+  dimensions: readonly Dimension[],
+  inference: Inference,
+): ScoreStep {
+  const lowest = value && node.inputs.length === 2 ? inference.scalarOf(value) : undefined;
+  if (!value || lowest === undefined || lowest > HIGHEST_FLOOR)
+    return refuse('the scores are compared with something other than the most negative number', node);
+  return { kind: 'floor', value, lowest, dimensions };
 }
 
 /** Concat of the scores with one column more. */

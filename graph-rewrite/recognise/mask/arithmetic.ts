@@ -47,10 +47,14 @@ type Comparison = 'Less' | 'LessOrEqual' | 'Greater' | 'GreaterOrEqual' | 'Equal
 
 /** A comparison of numbers, or Equal of conditions. */
 export function compare(operation: Comparison, left: Element, right: Element): Condition | undefined {
-  const result = distribute([left, right], ([a, b]) => {
-    const condition = compareSimple(operation, a!, b!);
-    return condition && conditional(condition);
-  });
+  const [x, y] = [addedUp(left), addedUp(right)];
+  const result =
+    x &&
+    y &&
+    distribute([x, y], ([a, b]) => {
+      const condition = compareSimple(operation, a!, b!);
+      return condition && conditional(condition);
+    });
   if (result?.kind === 'condition') return result.condition;
   return undefined;
 }
@@ -114,8 +118,30 @@ function some(conditions: readonly (Condition | undefined)[]): Condition | undef
   return conditions.every((c) => c !== undefined) ? or(...conditions) : undefined;
 }
 
-/** Operators of numbers; the result's data type rounds what is computed from constants. */
+/**
+ * Operators of numbers; the result's data type rounds what is computed from constants. What masks add up to is left
+ * open as long as nothing asks for it.
+ */
 export function arithmetic(opType: string, operands: readonly Element[], type: number | undefined): Known {
+  const isMask = (e: Element) => e.kind === 'choice' || e.kind === 'sum';
+  if (opType === 'Add' && operands.every(isMask)) return sumOf(operands, type);
+  const known = operands.map(addedUp);
+  return known.every((e) => e !== undefined) ? evaluate(opType, known, type) : undefined;
+}
+
+/** A sum that keeps its parts. */
+export function sumOf(operands: readonly Element[], type: number | undefined): Element {
+  return { kind: 'sum', parts: operands.flatMap((o) => (o.kind === 'sum' ? o.parts : [o])), type };
+}
+
+/** What a sum's parts add up to. */
+export function addedUp(element: Element): Known {
+  if (element.kind !== 'sum') return element;
+  const { parts, type } = element;
+  return parts.reduce<Known>((a, b) => a && evaluate('Add', [a, b], type), constant(0));
+}
+
+function evaluate(opType: string, operands: readonly Element[], type: number | undefined): Known {
   return distribute(operands, (simple) => {
     const [a, b] = simple;
     const same = unchanged(opType, a!, b);

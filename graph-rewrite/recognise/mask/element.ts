@@ -26,7 +26,8 @@ export type Element =
   | { readonly kind: 'condition'; readonly condition: Condition }
   | { readonly kind: 'choice'; readonly condition: Condition; readonly yes: Element; readonly no: Element }
   | { readonly kind: 'maximum' | 'minimum'; readonly parts: readonly Element[] }
-  | { readonly kind: 'sum'; readonly parts: readonly Element[] }
+  /** Masks and biases, not yet added up; the type is the one that rounds the sum. */
+  | { readonly kind: 'sum'; readonly parts: readonly Element[]; readonly type: number | undefined }
   /** Known only by the tensors that hold it. */
   | { readonly kind: 'opaque'; readonly sources: readonly Source[] };
 

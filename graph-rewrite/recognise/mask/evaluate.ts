@@ -5,7 +5,7 @@ import { Expression } from '../../shape/expression.js';
 import type { Inference } from '../../shape/inference.js';
 import { roundTo } from '../../shape/rounding.js';
 import { Affine, type IndexVariable } from './affine.js';
-import { arithmetic, compare, exclusive, type Known } from './arithmetic.js';
+import { addedUp, arithmetic, compare, exclusive, type Known, sumOf } from './arithmetic.js';
 import { constantElement } from './constants.js';
 import {
   alsoIn,
@@ -137,7 +137,7 @@ export class Evaluator {
       }
       default: {
         const type = this.#inference.of(output).type;
-        return arithmetic(node.opType, operands, type) ?? masksInSum(node.opType, operands);
+        return arithmetic(node.opType, operands, type) ?? masksInSum(node.opType, operands, type);
       }
     }
   }
@@ -266,9 +266,9 @@ const ELEMENTWISE: ReadonlySet<string> = new Set(
 );
 
 /** A sum in which one operand is a mask, or one number: what the other adds is kept apart. */
-function masksInSum(opType: string, operands: readonly Element[]): Known {
-  if (opType !== 'Add' || !operands.some((e) => ['choice', 'constant', 'sum'].includes(e.kind))) return undefined;
-  return { kind: 'sum', parts: operands.flatMap((o) => (o.kind === 'sum' ? o.parts : [o])) };
+function masksInSum(opType: string, operands: readonly Element[], type: number | undefined): Known {
+  const isSum = opType === 'Add' && operands.some((e) => ['choice', 'constant', 'sum'].includes(e.kind));
+  return isSum ? sumOf(operands, type) : undefined;
 }
 
 function diagonal([row, column]: Indices, offset: number): Known {
@@ -296,6 +296,10 @@ function castElement(element: Element, to: number, from: number | undefined): Kn
       const yes = castElement(element.yes, to, from);
       const no = castElement(element.no, to, from);
       return yes && no && choice(element.condition, yes, no);
+    }
+    case 'sum': {
+      const sum = addedUp(element);
+      return sum && castElement(sum, to, from);
     }
     case 'opaque':
       // A tensor of another type is another tensor, except where nothing is cast.

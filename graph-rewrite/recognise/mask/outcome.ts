@@ -64,14 +64,17 @@ function scoreOf(terms: readonly Term[], failing: readonly Condition[], inferenc
   for (const term of terms) {
     if (score === undefined) return undefined;
     if (term.kind === 'bias') score = plusBias(score, term, inference);
+    else if (term.kind === 'floor' && score.number !== undefined) score = { number: Math.max(score.number, term.fill) };
     else if (term.kind === 'mask' && term.conditions.some((c) => includes(failing, c))) score = masked(score, term);
   }
   return score?.number;
 }
 
-function masked(score: Score, { mode, fill, type }: Term & { kind: 'mask' }): Score | undefined {
+function masked(score: Score, { mode, fill, type, placement }: Term & { kind: 'mask' }): Score | undefined {
   if (mode === 'replace' || fill === Number.NEGATIVE_INFINITY) return { number: fill };
   if (score.number === undefined) return !score.mayBeHuge && absorbs(fill, type) ? { number: fill } : undefined;
+  // Two masks that were added and then scaled may have overflowed before.
+  if (Math.abs(placement.term.factor) !== 1) return undefined;
   const sum = roundTo(type, score.number + fill);
   return sum === undefined ? undefined : { number: sum };
 }

@@ -29,6 +29,8 @@ export type Term =
     }
   /** Added to the score. */
   | { readonly kind: 'bias'; readonly sources: readonly Source[]; readonly placement: MaskPlacement }
+  /** Scores below are raised to it. */
+  | { readonly kind: 'floor'; readonly fill: number }
   /** One number added to every score, which a softmax does not see. */
   | { readonly kind: 'shift' };
 
@@ -54,6 +56,7 @@ export function readTerms(
   inference: Inference,
 ): readonly Term[] {
   const { term } = placement;
+  if (term.kind === 'floor') return [{ kind: 'floor', fill: term.fill }];
   const indices = valueIndices(placement, variables, inference);
   if (!indices) return [asItIs(placement, [])];
   const source: Source = { value: term.value, indices, keepWhere: true };

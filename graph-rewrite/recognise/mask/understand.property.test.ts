@@ -38,7 +38,9 @@ type Added =
 
 type Step =
   | { readonly op: 'add'; readonly mask: Added }
-  | { readonly op: 'select'; readonly keep: Keep; readonly fill: number; readonly inverted: boolean };
+  | { readonly op: 'select'; readonly keep: Keep; readonly fill: number; readonly inverted: boolean }
+  | { readonly op: 'floor' }
+  | { readonly op: 'scale' };
 
 const FILLS = [LOWEST, Number.NEGATIVE_INFINITY, -1e4, -1e9];
 
@@ -96,7 +98,9 @@ const { added } = fc.letrec<{ added: Added }>((tie) => ({
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 3, arbitrary: fc.record({ op: fc.constant('add' as const), mask: added }) },
-  fc.record({ op: fc.constant('select' as const), keep, fill, inverted: fc.boolean() }),
+  { weight: 2, arbitrary: fc.record({ op: fc.constant('select' as const), keep, fill, inverted: fc.boolean() }) },
+  fc.constant({ op: 'floor' as const }),
+  fc.constant({ op: 'scale' as const }),
 );
 
 function writeKeep(g: GraphWriter, recipe: Keep): string {
@@ -168,8 +172,10 @@ function writeAdded(g: GraphWriter, recipe: Added): string {
 
 function writeSteps(steps: readonly Step[]) {
   return (g: GraphWriter, scores: string) =>
-    steps.reduce((s, { ...recipe }) => {
+    steps.reduce((s, recipe) => {
       if (recipe.op === 'add') return g.op('Add', [s, writeAdded(g, recipe.mask)]);
+      if (recipe.op === 'floor') return g.op('Max', [s, g.float(LOWEST)]);
+      if (recipe.op === 'scale') return g.op('Mul', [s, g.float(0.375)]);
       const condition = writeKeep(g, recipe.keep);
       const filler = g.float(recipe.fill);
       return g.op('Where', recipe.inverted ? [condition, filler, s] : [condition, s, filler]);

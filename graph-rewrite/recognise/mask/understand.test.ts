@@ -220,6 +220,8 @@ test('clipping brings a sum of two fills back to one', (t) => {
   );
   const clipped: MaskWriter = (g, s) => add(g, s, g.op('Max', [sum(g), g.float(LOWEST)]));
   t.is(understood(clipped), `causal fill=${LOWEST} boolean(batch,1,1,queries)`);
+  const clippedScores: MaskWriter = (g, s) => g.op('Max', [add(g, s, sum(g)), g.float(LOWEST)]);
+  t.is(understood(clippedScores), `causal fill=${LOWEST} boolean(batch,1,1,queries)`);
 });
 
 test('masks stay tensors where the attributes could give another result', (t) => {

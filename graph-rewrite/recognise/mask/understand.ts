@@ -66,6 +66,9 @@ function combine(situation: Situation): UnderstoodMasks | undefined {
   // With a fill that is an ordinary score, or a sink, all other scores may not move against it.
   const shifts = terms.some((t) => t.kind === 'shift');
   if (shifts && (hasSink || masks.some((m) => !absorbs(m.fill, type)))) return undefined;
+  // A floor under a bias that may be −∞ leaves rows without keys what they would be without it.
+  const huge = terms.some((t) => t.kind === 'bias' && biasMayHoldFill(t, inference));
+  if (huge && terms.some((t) => t.kind === 'floor')) return undefined;
   if (masks.length === 0) return finish(situation, NO_BAND, []);
   const all = uniqueConditions(terms);
   const low = masks.every((m) => m.fill <= HIGHEST_ADDED_FILL);
