@@ -11,8 +11,11 @@ import {
   type FlashAttentionInput,
   type FlashAttentionOutput,
 } from '../../graph-rewrite/op/definition.js';
+import { parseLayout } from '../../graph-rewrite/op/layout.js';
 import { isFlashAttention, readAttributes, readInputs } from '../../graph-rewrite/op/node.js';
+import { Expression } from '../../graph-rewrite/shape/expression.js';
 import { Inference } from '../../graph-rewrite/shape/inference.js';
+import { readSizes } from '../../graph-rewrite/shape/operators/flash-attention.js';
 import { type Placement, placeNodes, readsOf } from './placement.js';
 import { describeValue } from './value-info.js';
 
@@ -64,7 +67,9 @@ export interface SplicePlan {
 export interface AttentionFacts {
   /** TensorProto data type of the queries. */
   readonly elementType: number | undefined;
-  readonly label: string;
+  /** Undefined where it depends on the inputs' shapes. */
+  readonly headDimension: number | undefined;
+  readonly valueDimension: number | undefined;
 }
 
 /**
@@ -78,11 +83,7 @@ export function cutModel(proto: ModelProto, takes: (facts: AttentionFacts) => bo
   const { graph } = model;
   const inference = new Inference(model);
   const cuts = new Set(
-    graph.nodes.filter(
-      (node) =>
-        isFlashAttention(node.proto) &&
-        takes({ label: node.label, elementType: node.inputs[0] && inference.of(node.inputs[0]).type }),
-    ),
+    graph.nodes.filter((node) => isFlashAttention(node.proto) && takes(attentionFacts(node, inference))),
   );
   for (const output of graph.outputs)
     if (!output.producer)
@@ -91,6 +92,20 @@ export function cutModel(proto: ModelProto, takes: (facts: AttentionFacts) => bo
       });
   const placement = placeNodes(graph, (node) => cuts.has(node), constantBytes);
   return new Cutter(model, inference, placement).plan();
+}
+
+function attentionFacts(node: Node, inference: Inference): AttentionFacts {
+  const { queryLayout, queryHeads, keyLayout, valueLayout, keyHeads } = readAttributes(node.proto);
+  const sizes = (input: number, layout: string, heads: number) => {
+    const shape = node.inputs[input] && inference.of(node.inputs[input]).shape;
+    return readSizes(parseLayout(layout), shape, heads > 0 ? { H: Expression.constant(heads) } : {});
+  };
+  const headDimension = sizes(0, queryLayout, queryHeads).D ?? sizes(1, keyLayout, keyHeads).D;
+  return {
+    elementType: node.inputs[0] && inference.of(node.inputs[0]).type,
+    headDimension: headDimension?.value,
+    valueDimension: (sizes(2, valueLayout, keyHeads).D ?? headDimension)?.value,
+  };
 }
 
 /** Bytes of a constant; undefined for other values. Graph inputs with a default count as constants. */

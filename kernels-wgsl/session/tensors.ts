@@ -1,0 +1,110 @@
+import { Tensor } from 'onnxruntime-web/webgpu';
+import { OrtFlashError } from '../../graph-rewrite/errors.js';
+
+/** Types that ONNX Runtime keeps in GPU buffers. */
+export type GpuType = Tensor.GpuBufferDataTypes;
+
+type ArrayConstructor = new (buffer: ArrayBuffer) => ArrayBufferView;
+
+const ARRAYS: Readonly<Partial<Record<Tensor.Type, ArrayConstructor>>> = {
+  float32: Float32Array,
+  float16: (globalThis as { Float16Array?: ArrayConstructor }).Float16Array ?? Uint16Array,
+  int32: Int32Array,
+  int64: BigInt64Array,
+  uint32: Uint32Array,
+  uint64: BigUint64Array,
+  int16: Int16Array,
+  uint16: Uint16Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  bool: Uint8Array,
+  float64: Float64Array,
+};
+
+const BYTES: Readonly<Partial<Record<Tensor.Type, number>>> = {
+  float32: 4,
+  float16: 2,
+  int32: 4,
+  int64: 8,
+  uint32: 4,
+  uint64: 8,
+  int16: 2,
+  uint16: 2,
+  int8: 1,
+  uint8: 1,
+  bool: 1,
+  float64: 8,
+};
+
+/** Types that can be on the GPU; the runtime's own list. */
+const GPU_TYPES: ReadonlySet<string> = new Set(['float32', 'float16', 'int32', 'int64', 'uint32', 'uint8', 'bool']);
+
+export function isGpuType(type: string): type is GpuType {
+  return GPU_TYPES.has(type);
+}
+
+/** Bytes of a tensor's elements. */
+export function tensorBytes(type: Tensor.Type, dims: readonly number[]): number {
+  return dims.reduce((product, size) => product * size, BYTES[type] ?? 1);
+}
+
+/** The elements of a tensor in CPU memory, as bytes, a multiple of 4 of them as the queue takes them. */
+export function cpuBytes(tensor: Tensor): Uint8Array<ArrayBuffer> {
+  const { buffer, byteOffset, byteLength } = tensor.data as ArrayBufferView<ArrayBuffer>;
+  const bytes = new Uint8Array(buffer, byteOffset, byteLength);
+  if (byteLength % 4 === 0) return bytes;
+  const padded = new Uint8Array(Math.ceil(byteLength / 4) * 4);
+  padded.set(bytes);
+  return padded;
+}
+
+/** A tensor in CPU memory from its elements' bytes. */
+export function cpuTensor(type: Tensor.Type, buffer: ArrayBuffer, dims: readonly number[]): Tensor {
+  const Elements = ARRAYS[type];
+  if (Elements === undefined) throw new OrtFlashError('unsupported', `outputs of type ${type} cannot be read back`);
+  return new Tensor(type, new Elements(buffer) as Tensor.DataType, dims);
+}
+
+/** Copies a result into the tensor that the caller gave for it. */
+export function fillTensor(name: string, target: Tensor, result: Tensor): void {
+  checkTarget(name, target, result.type, result.dims);
+  const from = result.data as ArrayBufferView;
+  const to = target.data as ArrayBufferView;
+  new Uint8Array(to.buffer, to.byteOffset, to.byteLength).set(
+    new Uint8Array(from.buffer, from.byteOffset, from.byteLength),
+  );
+}
+
+/** @throws OrtFlashError `invalid-tensor` where a tensor that the caller gave for an output does not fit it */
+export function checkTarget(name: string, target: Tensor, type: Tensor.Type, dims: readonly number[]): void {
+  const fits = target.type === type && target.dims.length === dims.length && target.dims.every((d, i) => d === dims[i]);
+  if (fits) return;
+  const what = `the tensor given for an output has type ${target.type} and shape (${target.dims.join(', ')}), not ${type}`;
+  throw new OrtFlashError('invalid-tensor', what, { tensor: name, shape: dims });
+}
+
+/** Reads GPU buffers back in one go: copies are submitted at once, the elements come when the GPU is done. */
+export function readBack(
+  device: GPUDevice,
+  sources: readonly { readonly buffer: GPUBuffer; readonly bytes: number }[],
+): Promise<ArrayBuffer[]> {
+  const offsets: number[] = [];
+  let end = 0;
+  for (const { bytes } of sources) {
+    offsets.push(end);
+    end += Math.ceil(bytes / 16) * 16;
+  }
+  const staging = device.createBuffer({
+    label: 'ort-flash outputs',
+    size: Math.max(16, end),
+    usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+  });
+  const encoder = device.createCommandEncoder({ label: 'ort-flash outputs' });
+  for (const [i, { buffer, bytes }] of sources.entries())
+    encoder.copyBufferToBuffer(buffer, 0, staging, offsets[i]!, Math.ceil(bytes / 4) * 4);
+  device.queue.submit([encoder.finish()]);
+  return staging
+    .mapAsync(GPUMapMode.READ)
+    .then(() => sources.map(({ bytes }, i) => staging.getMappedRange().slice(offsets[i]!, offsets[i]! + bytes)))
+    .finally(() => staging.destroy());
+}

@@ -1,0 +1,228 @@
+import {
+  env,
+  type InferenceSessionHandler,
+  InferenceSession as OrtSession,
+  type InferenceSession as OrtTypes,
+} from 'onnxruntime-web/webgpu';
+import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
+import { DataType } from '../graph-rewrite/onnx/proto.js';
+import type { SiteReport } from '../graph-rewrite/report.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
+import { type AttentionFacts, cutModel } from './session/cut.js';
+import { Engine, inTurn } from './session/engine.js';
+import { loadExternalFiles, loadFile } from './session/external-files.js';
+import { fixDimensions } from './session/free-dimensions.js';
+import { PlainHandler, SplicedHandler } from './session/handlers.js';
+import { readMetadata } from './session/metadata.js';
+import { ortError } from './session/ort-error.js';
+import { SplicedSession } from './session/spliced-session.js';
+
+/**
+ * Whether attention runs in this package's kernels: where that is possible and of use (`auto`), always, with an error
+ * where it is not possible (`on`), or never, the model going to ONNX Runtime as it is (`off`).
+ */
+export type FlashMode = 'auto' | 'on' | 'off';
+
+export interface WebSessionOptions extends OrtTypes.SessionOptions {
+  /** Default `auto`. */
+  readonly flash?: FlashMode;
+}
+
+/** What a session runs on and how attention is carried out. */
+export interface WebSessionExplanation {
+  /** Execution provider: `webgpu`, `wasm`, or another of ONNX Runtime's. */
+  readonly device: string;
+  /** Attentions that run in this package's kernels; 0 where ONNX Runtime has the model whole. */
+  readonly attentions: number;
+  /** ONNX Runtime sessions that the model is cut into; 1 where it is whole. */
+  readonly segments: number;
+  /** The model's attention sites as the rewriter saw them; empty where it was not asked. */
+  readonly sites: readonly SiteReport[];
+  /** Why attention does not run in this package's kernels, or why not on an execution provider asked for before. */
+  readonly reasons: readonly string[];
+  /** All of it in one sentence. */
+  readonly text: string;
+}
+
+export interface OpenedWebSession {
+  readonly handler: InferenceSessionHandler;
+  readonly explanation: WebSessionExplanation;
+}
+
+type Source = string | Uint8Array;
+type Provider = OrtTypes.ExecutionProviderConfig;
+type ProviderOptions = Readonly<Record<string, unknown>>;
+
+/** Where sessions run unless told otherwise. */
+const DEFAULT_PROVIDERS: readonly Provider[] = ['webgpu', 'wasm'];
+
+const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider : provider.name);
+
+/**
+ * Opens a session on the first of the execution providers that there is.
+ * @throws OrtFlashError `device` where there is none, `malformed-model` or `runtime` where the model is at fault,
+ *   `unsupported` where `flash: 'on'` cannot be had
+ */
+export async function openWebSession(source: Source, given: WebSessionOptions): Promise<OpenedWebSession> {
+  const { flash = 'auto', ...options } = given;
+  if (!['auto', 'on', 'off'].includes(flash))
+    throw new OrtFlashError('invalid-argument', `the option flash is 'auto', 'on' or 'off', not '${flash}'`);
+  const providers = options.executionProviders?.length ? options.executionProviders : DEFAULT_PROVIDERS;
+  const reasons: string[] = [];
+  for (const [i, provider] of providers.entries()) {
+    try {
+      return await openOn(provider, source, options, flash, reasons);
+    } catch (error) {
+      // Another provider helps where there is no device, and nowhere else.
+      const isAbsent = error instanceof OrtFlashError && error.code === 'device';
+      if (!isAbsent || i === providers.length - 1) throw error;
+      reasons.push(`not on ${nameOf(provider)}: ${error.message}`);
+    }
+  }
+  throw new OrtFlashError('invalid-argument', 'no execution provider is given');
+}
+
+function openOn(
+  provider: Provider,
+  source: Source,
+  options: OrtTypes.SessionOptions,
+  flash: FlashMode,
+  reasons: readonly string[],
+): Promise<OpenedWebSession> {
+  const name = nameOf(provider);
+  if (name === 'webgpu') return openWebGpu(provider, source, options, flash, reasons);
+  if (flash === 'on')
+    throw new OrtFlashError('unsupported', `flash: 'on' needs the execution provider webgpu, not ${name}`);
+  if (flash === 'off' || (name !== 'wasm' && name !== 'cpu'))
+    return openWhole(provider, source, options, [], [...reasons, 'the model is left as it is']);
+  return openLowered(provider, source, options, reasons);
+}
+
+async function openWebGpu(
+  provider: Provider,
+  source: Source,
+  options: OrtTypes.SessionOptions,
+  flash: FlashMode,
+  reasons: readonly string[],
+): Promise<OpenedWebSession> {
+  const providerOptions: ProviderOptions = typeof provider === 'string' ? {} : { ...provider };
+  const engine = await engineOf(providerOptions);
+  const whole = { ...providerOptions, name: 'webgpu', device: engine.device } as Provider;
+  if (flash === 'off') return openWhole(whole, source, options, [], [...reasons, "flash is 'off'"]);
+  const bytes = await loadFile(source);
+  const { model, sites } = readModel(bytes, source, options);
+  const files = await loadExternalFiles(options.externalData);
+  try {
+    const metadata = readMetadata(model);
+    const plan = cutModel(model, (facts) => isTaken(facts, engine));
+    if (!plan.steps.some((step) => step.kind === 'attention'))
+      throw new OrtFlashError('unsupported', whyNothing(sites));
+    const session = await SplicedSession.create(plan, { engine, options, provider: providerOptions, files });
+    const explanation = {
+      device: 'webgpu',
+      attentions: session.attentionCount,
+      segments: session.segmentCount,
+      sites,
+      reasons,
+    };
+    return { handler: new SplicedHandler(session, metadata), explanation: explained(explanation) };
+  } catch (error) {
+    if (flash === 'on' || !(error instanceof OrtFlashError) || error.code !== 'unsupported') throw error;
+    const rest = files.length > 0 ? { ...options, externalData: files } : options;
+    return openWhole(whole, bytes, rest, sites, [...reasons, error.message]);
+  }
+}
+
+/** The device that the provider's options, or `env.webgpu.device`, name; else the one that all sessions share. */
+async function engineOf(options: ProviderOptions): Promise<Engine> {
+  const isDevice = (value: unknown): value is GPUDevice =>
+    typeof GPUDevice !== 'undefined' && value instanceof GPUDevice;
+  const set: unknown = env.webgpu.device;
+  if (isDevice(options.device)) return Engine.of(options.device);
+  if (isDevice(set)) {
+    const engine = Engine.of(set);
+    // A lost device is known as such only after a turn of the event loop.
+    await Promise.resolve();
+    if (!engine.isLost) return engine;
+  }
+  const engine = await Engine.default();
+  // As ONNX Runtime does: users read it to make buffers on the same device.
+  env.webgpu.device = engine.device;
+  return engine;
+}
+
+/** What the kernels take: the rest keeps its function body. */
+function isTaken({ elementType, headDimension, valueDimension }: AttentionFacts, engine: Engine): boolean {
+  const { halfFloats } = engine.flash.facts;
+  const hasType = elementType === DataType.FLOAT || (elementType === DataType.FLOAT16 && halfFloats);
+  return hasType && (headDimension ?? 0) <= 256 && (valueDimension ?? 0) <= 256;
+}
+
+function whyNothing(sites: readonly SiteReport[]): string {
+  if (sites.length === 0) return 'the model has no attention';
+  const refused = sites.find((site) => site.refusal);
+  const why = refused ? `: ${refused.refusal!.reason}` : ': its type, head dimension or place suits no kernel';
+  return `none of the model's ${sites.length} attention sites runs in the kernels${why}`;
+}
+
+async function openLowered(
+  provider: Provider,
+  source: Source,
+  options: OrtTypes.SessionOptions,
+  reasons: readonly string[],
+): Promise<OpenedWebSession> {
+  const bytes = await loadFile(source);
+  const { model, sites } = readModel(bytes, source, options, 'ort');
+  const fused = sites.filter((site) => site.fused).length;
+  const { freeDimensionOverrides: _, ...rest } = options;
+  const note = `${fused} of ${sites.length} attention sites run as ONNX Runtime's own fused operators`;
+  return openWhole(provider, fused > 0 ? encodeModel(model) : bytes, fused > 0 ? rest : options, sites, [
+    ...reasons,
+    note,
+  ]);
+}
+
+interface ReadModel {
+  readonly model: ModelProto;
+  readonly sites: readonly SiteReport[];
+}
+
+/** Reads and rewrites a model; rewriting what is rewritten changes nothing. */
+function readModel(bytes: Uint8Array, source: Source, options: OrtTypes.SessionOptions, target?: 'ort'): ReadModel {
+  const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
+  fixDimensions(model, options.freeDimensionOverrides);
+  const { sites } = rewriteModel(model, target === undefined ? {} : { target });
+  return { model, sites };
+}
+
+async function openWhole(
+  provider: Provider,
+  source: Source,
+  options: OrtTypes.SessionOptions,
+  sites: readonly SiteReport[],
+  reasons: readonly string[],
+): Promise<OpenedWebSession> {
+  const given = { ...options, executionProviders: [provider] };
+  try {
+    const session = await inTurn(() =>
+      typeof source === 'string' ? OrtSession.create(source, given) : OrtSession.create(source, given),
+    );
+    return {
+      handler: new PlainHandler(session),
+      explanation: explained({ device: nameOf(provider), attentions: 0, segments: 1, sites, reasons }),
+    };
+  } catch (error) {
+    throw ortError(error);
+  }
+}
+
+function explained(facts: Omit<WebSessionExplanation, 'text'>): WebSessionExplanation {
+  const { device, attentions, segments, reasons } = facts;
+  const how =
+    attentions > 0
+      ? `${attentions} attentions in FlashAttention kernels between ${segments} parts in ONNX Runtime`
+      : 'whole in ONNX Runtime';
+  return { ...facts, text: [`runs on ${device}, ${how}`, ...reasons].join('; ') };
+}

@@ -1,0 +1,15 @@
+/**
+ * `ort-flash/web`: everything that `onnxruntime-web/webgpu` exports, with an InferenceSession that runs attention as
+ * FlashAttention on the GPU. Works in browsers, and in Node over Dawn (web-node.ts).
+ */
+import * as ort from 'onnxruntime-web/webgpu';
+import { InferenceSession } from './web-session.js';
+
+export * from 'onnxruntime-web/webgpu';
+export { type ErrorCode, OrtFlashError } from '../graph-rewrite/errors.js';
+export type { SiteReport } from '../graph-rewrite/report.js';
+export type { FlashMode, WebSessionExplanation, WebSessionOptions } from './web-open.js';
+export { InferenceSession };
+
+/** As onnxruntime-web's default export, with this package's InferenceSession. */
+export default { ...ort, InferenceSession };
