@@ -185,6 +185,8 @@ export class SplicedSession {
     return inTurn(() =>
       Promise.race([
         OrtSession.create(bytes, {
+          // Each part would warn anew of the nodes that it keeps on the CPU.
+          logSeverityLevel: 3,
           ...rest,
           executionProviders: [
             { ...provider, name: 'webgpu', device: engine.device } as OrtTypes.ExecutionProviderConfig,
