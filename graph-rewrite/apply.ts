@@ -9,7 +9,7 @@ import { formatLayout, isMerged, parseLayout } from './op/layout.js';
 import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './op/node.js';
 import type { FusedSite } from './op/site.js';
 import { readCache } from './recognise/cache.js';
-import { type EmittedMask, emitMask } from './recognise/emit.js';
+import { type EmittedMask, emitMask, emitReshape } from './recognise/emit.js';
 import { hasBand } from './recognise/mask/bands.js';
 import { understandOperatorMask } from './recognise/mask/operator.js';
 import type { UnderstoodMasks } from './recognise/mask/understand.js';
@@ -37,8 +37,10 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const list = new NodeList(graph, site.output.value.name);
   const mask = emitMask(site.masks, type, { list, anchor, inference });
   let query = site.query.value.name;
-  for (const factor of site.formula.factors)
-    query = list.add(factor.divide ? 'Div' : 'Mul', [query, factor.value.name]);
+  for (const { value, divide, reshape } of site.factors) {
+    const factor = reshape ? emitReshape(value, reshape, { list, anchor, inference }) : value.name;
+    query = list.add(divide ? 'Div' : 'Mul', [query, factor]);
+  }
   const sink =
     site.sink &&
     (site.sink.isVector ? site.sink.value.name : list.add('Reshape', [site.sink.value.name, list.ints([-1])]));

@@ -111,6 +111,8 @@ function orderAxes(
 
 const CANONICAL: readonly Axis[] = ['B', 'H', 'S', 'D'];
 
+const isOne = (factor: LayoutFactor): boolean => !isAxis(factor) && factor.parts === 1;
+
 /**
  * A tensor whose axes stand in the order `from`, in the output's layout.
  * @throws OrtFlashError `invalid-argument` for a layout of which the tensor would be only a part
@@ -122,7 +124,8 @@ export function toLayout(
   known: KnownSizes,
   from: readonly Axis[] = CANONICAL,
 ): string {
-  const factors = layout.flatMap((d) => d.factors);
+  // The one part of an axis of size 1 is all of it.
+  const factors = layout.flatMap((d) => d.factors).filter((f) => !isOne(f));
   if (layout.some((d) => d.slice !== undefined) || !factors.every(isAxis)) {
     throw new OrtFlashError('invalid-argument', `${formatLayout(layout)} is only a part of a tensor, and no output`);
   }
@@ -135,7 +138,9 @@ export function toLayout(
     'output_ordered',
   );
   let start = 0;
-  const targets = layout.map(({ factors: merged }): Target => {
+  const targets = layout.map(({ factors: all }): Target => {
+    const merged = all.filter((f) => !isOne(f));
+    if (merged.length === 0) return 1;
     const end = start + merged.length;
     const sizes = merged.map((axis) => (isAxis(axis) ? known[axis] : undefined));
     const target = { start, end, by: 1 };

@@ -25,6 +25,9 @@ export interface QueryFactor {
   readonly dimensions: readonly Dimension[];
 }
 
+/** Something added to the scores that must be the same for all keys. */
+export type Shift = NonNullable<Extract<ScoreStep, { kind: 'shift' }>['by']>;
+
 /** An extra logit a head, in the softmax's denominator only. */
 export type SinkTerm = Extract<ScoreStep, { kind: 'sink' }>;
 
@@ -35,6 +38,7 @@ export interface ScoreFormula {
   readonly softcap: number;
   readonly masks: readonly MaskTerm[];
   readonly factors: readonly QueryFactor[];
+  readonly shifts: readonly Shift[];
   readonly sink: SinkTerm | undefined;
   /** Data types that the scores are cast to on the way, in order. */
   readonly casts: readonly number[];
@@ -50,10 +54,13 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
   let capped = false;
   let masks: MaskTerm[] = [];
   const factors: QueryFactor[] = [];
+  const shifts: Shift[] = [];
+  let shifted = false;
   const casts: number[] = [];
   let sink: SinkTerm | undefined;
   for (const step of steps) {
-    if (sink && step.kind !== 'cast') refuse('the scores are changed after a sink was joined to them', sink.value);
+    if (sink && step.kind !== 'cast' && step.kind !== 'shift')
+      refuse('the scores are changed after a sink was joined to them', sink.value);
     switch (step.kind) {
       case 'scale':
         if (!Number.isFinite(step.factor) || step.factor === 0) refuse('the scores are scaled by zero or infinity');
@@ -68,18 +75,27 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         break;
       case 'tanh':
         if (capped || masks.length > 0) refuse('tanh is applied to scores that are masked or capped already');
+        if (shifted) refuse('tanh is applied to scores that a number was added to');
         capped = true;
         break;
       case 'add':
         masks.push({ ...step, kind: 'additive', factor: step.negate ? -1 : 1, keepWhere: true, fill: 0 });
         break;
       case 'select':
+        if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
+          refuse('a finite fill takes the place of scores that a number was added to', step.condition);
         masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1 });
         break;
       case 'floor':
+        if (shifted) refuse('scores that a number was added to have a lower bound', step.value);
         masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest });
         break;
+      case 'shift':
+        shifted = true;
+        if (step.by) shifts.push(step.by);
+        break;
       case 'sink':
+        if (shifted) refuse('a sink is joined to scores that a number was added to', step.value);
         sink = step;
         break;
       case 'cast':
@@ -89,12 +105,16 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
   }
   if (capped && outer <= 0) refuse('the scores are capped with a negative factor');
   return capped
-    ? { scale: inner * outer, softcap: outer, masks, factors, sink, casts }
-    : { scale: inner, softcap: 0, masks, factors, sink, casts };
+    ? { scale: inner * outer, softcap: outer, masks, factors, shifts, sink, casts }
+    : { scale: inner, softcap: 0, masks, factors, shifts, sink, casts };
 }
+
+/** In place of scores this low a fill takes all weight from the key, whatever is added to all others. */
+const HIGHEST_ABSORBING_FILL = -1e30;
 
 function scaleMask(mask: MaskTerm, factor: number): MaskTerm {
   if (mask.kind === 'floor' && factor < 0) refuse('scores with a lower bound are negated', mask.value);
+  if (mask.kind === 'boolean' && factor < 0) refuse('masked scores are scaled by a negative number', mask.value);
   if (mask.kind === 'additive') return { ...mask, factor: mask.factor * factor };
   return { ...mask, fill: mask.fill * factor };
 }

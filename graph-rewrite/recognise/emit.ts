@@ -98,7 +98,11 @@ function reshaped({ term, reshape }: MaskPlacement, place: EmissionPlace): strin
 }
 
 /** Reshapes a value to sizes each of which is a constant, one of the value's own, or the one that is left. */
-function emitReshape(value: Value, sizes: readonly Expression[], { list, anchor, inference }: EmissionPlace): string {
+export function emitReshape(
+  value: Value,
+  sizes: readonly Expression[],
+  { list, anchor, inference }: EmissionPlace,
+): string {
   const { name } = value;
   const source = inference.of(value).shape!;
   const inserted = insertedAxes(source, sizes);

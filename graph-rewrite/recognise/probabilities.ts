@@ -4,7 +4,7 @@ import { sizeOf } from './atoms.js';
 import type { SinkTerm } from './combine.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { refuse } from './refusal.js';
-import type { ScoreTrace } from './scores.js';
+import { type ScoreTrace, uniformValue } from './scores.js';
 import { isInferenceDropout, readSelection, stepView, type View } from './view.js';
 
 /** A softmax, however it is spelled: its input, the axis, and the probabilities. */
@@ -81,6 +81,8 @@ export interface ProbabilityTrace {
   /** The probabilities' dimensions as the product reads them, in atoms of the scores. */
   readonly view: View;
   readonly nodes: readonly Node[];
+  /** Data types that the probabilities are cast to on the way, in order. */
+  readonly casts: readonly number[];
 }
 
 /**
@@ -95,6 +97,7 @@ export function traceProbabilities(
   let value = softmax.output;
   let view = start;
   const nodes: Node[] = [];
+  const casts: number[] = [];
   for (;;) {
     const node = onlyConsumer(value, nodes);
     const product = readContraction(node, inference);
@@ -102,8 +105,9 @@ export function traceProbabilities(
       if (sink) refuse('the column of a sink takes part in the product with the values', node);
       if (product.operands[0].value === product.operands[1].value)
         refuse('the probabilities are multiplied by themselves', node);
+      if (product.factor !== 1) refuse('the product of probabilities and values is scaled', node);
       const side = product.operands[0].value === value ? 0 : 1;
-      return { product, side, view, nodes };
+      return { product, side, view, nodes, casts };
     }
     const output = node.outputs[0]!;
     if (sink && dropsSink(node, sink, view, inference)) {
@@ -112,7 +116,9 @@ export function traceProbabilities(
       const next = stepView(view, node, output, inference);
       if (!next) refuse(`what ${node.opType} does to the probabilities' shape is not understood`, output);
       view = next;
-    } else if (!passesThrough(node, value)) {
+    } else if (node.is('Cast')) {
+      casts.push(node.int('to') ?? 0);
+    } else if (!passesThrough(node, value, inference)) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);
@@ -149,10 +155,13 @@ function onlyConsumer(value: Value, nodes: Node[]): Node {
   return consumer;
 }
 
-/** Operators that leave probabilities as they are; a change of type is judged where the types are compared. */
-function passesThrough(node: Node, value: Value): boolean {
-  if (node.is('Identity', 'Cast')) return true;
+/** Operators that leave probabilities as they are. */
+function passesThrough(node: Node, value: Value, inference: Inference): boolean {
+  if (node.is('Identity')) return true;
   if (node.is('Dropout')) return isInferenceDropout(node);
   // Where(IsNaN(p), 0, p): rows without a key, which the operator makes zeros by itself.
-  return node.is('Where') && node.inputs[0]?.producer?.is('IsNaN') === true && node.inputs[2] === value;
+  const [condition, replacement, kept] = node.inputs;
+  const test = condition?.producer;
+  const guards = node.is('Where') && test?.is('IsNaN') === true && test.inputs[0] === value && kept === value;
+  return guards && replacement !== undefined && uniformValue(replacement, inference) === 0;
 }

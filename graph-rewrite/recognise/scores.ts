@@ -18,6 +18,8 @@ export type ScoreStep =
       readonly dimensions: readonly Dimension[];
     }
   | { readonly kind: 'tanh' }
+  /** One number for all keys is added: a constant, or (`value`) something that may vary along other dimensions. */
+  | { readonly kind: 'shift'; readonly by?: { readonly value: Value; readonly dimensions: readonly Dimension[] } }
   | { readonly kind: 'add'; readonly value: Value; readonly negate: boolean; readonly dimensions: readonly Dimension[] }
   /** Scores where the condition is `keepWhere`, `fill` elsewhere. */
   | {
@@ -166,7 +168,7 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       if (!other) return refuse('the scores are added to themselves', node);
       return addition(other, false, dimensions, inference);
     case 'Sub':
-      if (other && isRowMaximum(other, scores, node, inference)) return undefined;
+      if (other && isMaximum(other, scores, node)) return { kind: 'shift', by: { value: other, dimensions } };
       return other
         ? addition(other, true, dimensions, inference)
         : refuse('the scores are subtracted from themselves', node);
@@ -196,15 +198,13 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
   }
 }
 
+/** Larger numbers added to all scores are not left out: they would cost the scores digits. */
+const LARGEST_SHIFT = 64;
+
 /** Adding a constant to every score changes nothing in a softmax. */
-function addition(
-  value: Value,
-  negate: boolean,
-  dimensions: readonly Dimension[],
-  inference: Inference,
-): ScoreStep | undefined {
+function addition(value: Value, negate: boolean, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
   const scalar = inference.scalarOf(value);
-  if (scalar !== undefined && Number.isFinite(scalar)) return undefined;
+  if (scalar !== undefined && Math.abs(scalar) <= LARGEST_SHIFT) return { kind: 'shift' };
   return { kind: 'add', value, negate, dimensions };
 }
 
@@ -258,17 +258,17 @@ export function uniformValue(value: Value, inference: Inference): number | undef
   return undefined;
 }
 
-/** x − max(x) over the keys, one maximum a row: a softmax is the same with and without. */
-function isRowMaximum(value: Value, scores: Value, node: Node, inference: Inference): boolean {
+/** x − max(x): where the maximum is over the keys, a softmax is the same with and without. */
+function isMaximum(value: Value, scores: Value, node: Node): boolean {
   const reduce = value.producer;
-  const rowsOnly = inference.of(value).shape?.at(-1)?.equals(1) === true;
-  return reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores && node.inputs[1] === value && rowsOnly;
+  return reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores && node.inputs[1] === value;
 }
 
 function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inference): void {
-  if (step.kind === 'scale' || step.kind === 'tanh' || step.kind === 'cast') return;
-  if (step.kind === 'sink') return;
-  const operand = step.kind === 'select' ? step.condition : step.value;
+  const rank = inference.of(node.outputs[0]!).shape?.length;
+  if (rank !== view.dimensions.length) refuse('the scores get more dimensions', node);
+  const operand = operandOf(step);
+  if (!operand) return;
   const shape = inference.of(operand).shape;
   if (!shape) refuse('the rank of what is combined with the scores is not known', operand);
   const expands = (size: Expression, axis: number) => {
@@ -276,4 +276,19 @@ function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inf
     return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);
   };
   if (shape.some(expands)) refuse('a mask repeats the scores along a dimension that they do not have', node);
+}
+
+/** What is combined with the scores element by element. */
+function operandOf(step: ScoreStep): Value | undefined {
+  switch (step.kind) {
+    case 'add':
+    case 'factor':
+      return step.value;
+    case 'select':
+      return step.condition;
+    case 'shift':
+      return step.by?.value;
+    default:
+      return undefined;
+  }
 }

@@ -5,6 +5,7 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf } from './atoms.js';
 import { combineSteps, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
+import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
 import { NO_BAND } from './mask/bands.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
 import {
@@ -45,6 +46,8 @@ export interface Site {
   readonly output: Connection;
   readonly formula: ScoreFormula;
   readonly scale: number;
+  /** Factors on the query, in order. */
+  readonly factors: readonly PlacedFactor[];
   readonly masks: UnderstoodMasks;
   readonly sink: SinkPlacement | undefined;
   readonly sizes: Readonly<Record<ScoreAxis, Expression>>;
@@ -63,6 +66,7 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
   const trace = traceScores(softmax.input, inference);
   const formula = combineSteps(trace.steps);
   const joint = readJoint(trace, softmax, inference);
+  requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
   const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
   const usable = plans.filter((p): p is Plan => typeof p !== 'string');
   if (usable.length === 0)
@@ -72,7 +76,7 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
   const type = commonType(joint, best, inference);
   const found = understandMasks(best.masks, best.axes, { type, hasSink: best.sink !== undefined }, inference);
   const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
-  checkCasts(formula, type, { ...best, masks: masks.rest }, inference);
+  checkCasts([...formula.casts, ...joint.probabilityCasts], type, { ...best, masks: masks.rest }, inference);
   const nodes = [trace.nodes, softmax.nodes, joint.probabilityNodes, [joint.second.node]].flat();
   const absorbed = [best.query, best.key, best.value, best.output].flatMap((c) => c.absorbed);
   return {
@@ -95,6 +99,7 @@ interface Joint {
   readonly output: Side;
   readonly second: Contraction;
   readonly probabilityNodes: readonly Node[];
+  readonly probabilityCasts: readonly number[];
   /** Dimensions of the scores that are neither queries nor keys, outermost first. */
   readonly batch: readonly Dimension[];
   readonly queries: readonly Atom[];
@@ -161,6 +166,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     ...aligned,
     second,
     probabilityNodes: probabilities.nodes,
+    probabilityCasts: probabilities.casts,
     batch: batchLabels.map((l) => base.get(l)!),
     queries: queryLabels.flatMap((l) => leavesOf(base.get(l)!)),
     keys: leavesOf(base.get(keyLabel)!),
@@ -243,7 +249,16 @@ function cuts(joint: Joint): ScoreAxes[] {
 interface Plan
   extends Pick<
     Site,
-    'query' | 'key' | 'value' | 'output' | 'sink' | 'sizes' | 'keyHeads' | 'headDimension' | 'valueDimension'
+    | 'query'
+    | 'key'
+    | 'value'
+    | 'output'
+    | 'factors'
+    | 'sink'
+    | 'sizes'
+    | 'keyHeads'
+    | 'headDimension'
+    | 'valueDimension'
   > {
   readonly masks: readonly MaskPlacement[];
   readonly axes: ScoreAxes;
@@ -268,7 +283,13 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
   }
   const sink = formula.sink && placeSink(formula.sink, axes, inference);
   if (typeof sink === 'string') return sink;
-  const query = placements(joint.query, queryAxes, formula.factors.length > 0).find((p) => p.heads.equals(heads));
+  const factors: PlacedFactor[] = [];
+  for (const factor of formula.factors) {
+    const placed = placeFactor(factor, joint.query.options[0]!, inference);
+    if (typeof placed === 'string') return placed;
+    factors.push(placed);
+  }
+  const query = placements(joint.query, queryAxes, factors.length > 0).find((p) => p.heads.equals(heads));
   if (!query) return 'the queries are repeated along the batch or the heads';
   const keys = placements(joint.key, keyAxes);
   const values = placements(joint.value, keyAxes).filter((p) => p.factor === 1);
@@ -287,6 +308,7 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
     output,
     masks,
     axes,
+    factors,
     sink,
     factor: query.factor * key.factor,
     sizes: {
@@ -346,12 +368,14 @@ function commonType(joint: Joint, plan: Plan, inference: Inference): number {
 }
 
 /** Casts on the way to the softmax may only add precision. */
-function checkCasts(formula: ScoreFormula, type: number, plan: Plan, inference: Inference): void {
+function checkCasts(casts: readonly number[], type: number, plan: Plan, inference: Inference): void {
   const width = (t: number) => (t === DOUBLE ? 3 : t === FLOAT ? 2 : t === FLOAT16 || t === BFLOAT16 ? 1 : 0);
-  for (const cast of formula.casts) {
+  for (const cast of casts) {
     if (width(cast) < width(type) || (width(cast) === 1 && cast !== type))
-      refuse('the scores are cast to a narrower type', plan.query.value);
+      refuse('the scores or the probabilities are cast to a narrower type', plan.query.value);
   }
+  for (const { value } of plan.factors)
+    if (inference.of(value).type !== type) refuse('a factor has another data type than the queries', value);
   if (plan.sink && inference.of(plan.sink.value).type !== type)
     refuse('the sink has another data type than the queries', plan.sink.value);
   for (const { term } of plan.masks) {

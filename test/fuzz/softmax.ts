@@ -1,0 +1,130 @@
+/** The softmax in its spellings, and what happens to the probabilities. */
+import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
+import type { Plan } from './attention.js';
+import type { Choices, Piece } from './graph.js';
+import type { ScoreState } from './scores.js';
+
+export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: Choices): Piece {
+  const { graph: g } = plan;
+  let axis = keyAxis;
+  if (c.rarely(30)) {
+    plan.oddities.push('softmax over another axis');
+    axis = c.below(scores.dims.length);
+  }
+  let x = scores.name;
+  const last = axis === scores.dims.length - 1;
+  const style = c.below(6);
+  if (style === 5 || c.rarely(6))
+    x = g.op('Sub', [x, reduce(plan, 'ReduceMax', x, c.rarely(20) ? c.below(scores.dims.length) : axis, 18)]);
+  if (style === 4) x = g.op('Cast', [x], { to: dataTypeOf('float64') });
+  let p: string;
+  const flattens = g.opset < 13;
+  if (style === 2 || style === 3 || style === 5 || (flattens && !last && c.below(8) > 0)) {
+    const e = g.op('Exp', [x]);
+    const sum = reduce(plan, 'ReduceSum', e, axis, 13);
+    p =
+      style === 3
+        ? g.op('Mul', c.rarely(2) ? [g.op('Reciprocal', [sum]), e] : [e, g.op('Reciprocal', [sum])])
+        : g.op('Div', [e, sum]);
+  } else {
+    if (flattens && !last) plan.oddities.push('softmax over all that follows');
+    p = g.op('Softmax', [x], { axis: c.rarely(2) ? axis : axis - scores.dims.length });
+  }
+  if (style === 4) p = g.op('Cast', [p], { to: dataTypeOf(g.type) });
+  if (sink !== 'none') p = dropSink(plan, p, keyAxis, sink, scores, c);
+  return follow(plan, { name: p, dims: scores.dims }, c);
+}
+
+function reduce(plan: Plan, op: string, x: string, axis: number, inputSince: number): string {
+  const { graph: g } = plan;
+  return g.opset >= inputSince
+    ? g.op(op, [x, g.ints([axis])], { keepdims: 1 })
+    : g.op(op, [x], { axes: [axis], keepdims: 1 });
+}
+
+function dropSink(plan: Plan, p: string, axis: number, sink: 'first' | 'last', scores: Piece, c: Choices): string {
+  const { graph: g } = plan;
+  const keys = g.fixedSize(scores.dims[axis]!);
+  const slice = (start: number, end: number) => g.op('Slice', [p, g.ints([start]), g.ints([end]), g.ints([axis])]);
+  if (c.rarely(20) && keys === undefined) {
+    plan.oddities.push('a key in place of the sink is dropped');
+    return sink === 'first' ? slice(0, -1) : slice(1, 2 ** 31);
+  }
+  if (keys !== undefined && c.rarely(2) && g.opset >= 13) {
+    const sizes = sink === 'first' ? [1, keys] : [keys, 1];
+    const split = g.op('Split', [p, g.ints(sizes)], { axis }, 2);
+    return sink === 'first' ? `${split}_1` : split;
+  }
+  return sink === 'first' ? slice(1, 2 ** 31) : slice(0, -1);
+}
+
+function follow(plan: Plan, p: Piece, c: Choices): Piece {
+  const { graph: g } = plan;
+  const same = (name: string): Piece => ({ name, dims: p.dims });
+  const odd = (what: string, name: string): Piece => {
+    plan.oddities.push(what);
+    return same(name);
+  };
+  const zero = () => g.tensor(g.type, [], [0]);
+  const kind = c.below(20);
+  switch (kind >= 5 && kind !== 13 && plan.oddities.length >= plan.mostOddities ? 0 : kind) {
+    case 1:
+      return same(g.op('Identity', [p.name]));
+    case 2:
+      return same(g.op('Dropout', [p.name]));
+    case 3:
+      return same(g.op('Where', [g.op('IsNaN', [p.name]), zero(), p.name]));
+    case 4:
+      return g.rearrange(p, c.shuffle(p.dims));
+    case 5:
+      g.output(g.op('Shape', [p.name]));
+      plan.oddities.push('the probabilities’ shape is an output');
+      return p;
+    case 6:
+      return odd('probabilities scaled', g.op('Mul', [p.name, g.float(0.5)]));
+    case 7: {
+      const weight = g.broadcast(g.input('weight', g.type, [plan.keys]), p.dims);
+      return odd('probabilities reweighted', g.op('Mul', [p.name, weight.name]));
+    }
+    case 8:
+      return odd('guard of another value', g.op('Where', [g.op('IsNaN', [p.name]), g.tensor(g.type, [], [1]), p.name]));
+    case 9: {
+      const other = g.broadcast(g.input('doubt', g.type, [plan.keys]), p.dims);
+      return odd('guard against another NaN', g.op('Where', [g.op('IsNaN', [other.name]), zero(), p.name]));
+    }
+    case 10: {
+      const type = dataTypeOf(c.pick('int64', 'float16', 'bool'));
+      return odd(
+        'probabilities rounded',
+        g.op('Cast', [g.op('Cast', [p.name], { to: type })], { to: dataTypeOf(g.type) }),
+      );
+    }
+    case 11: {
+      g.output(g.op('ReduceMax', [p.name], { keepdims: 0 }));
+      return odd('probabilities read twice', p.name);
+    }
+    case 12:
+      return odd('probabilities squared', g.op('Mul', [p.name, p.name]));
+    case 13: {
+      if (g.opset < 12) return p;
+      const ratio = g.tensor('float32', [], [0]);
+      const dropped = g.op('Dropout', [p.name, ratio, g.tensor('bool', [], [c.below(2)])]);
+      plan.oddities.push('dropout');
+      return same(dropped);
+    }
+    case 14: {
+      const heads = g.fixedSize(p.dims[0]!);
+      const at = p.dims.findIndex((d) => d.includes('h'));
+      if (heads === undefined || at !== 0 || g.opset < 12) return p;
+      const mix = g.tensor(
+        g.type,
+        [heads, heads],
+        Array.from({ length: heads * heads }, (_, i) => i / heads),
+      );
+      const letters = 'bcdef'.slice(0, p.dims.length - 1);
+      return odd('talking heads', g.op('Einsum', [p.name, mix], { equation: `a${letters},az->z${letters}` }));
+    }
+    default:
+      return p;
+  }
+}
