@@ -1,4 +1,5 @@
 import type { Value } from '../graph/graph.js';
+import { DataType } from '../onnx/proto.js';
 import type { Dimension } from './atoms.js';
 import { refuse } from './refusal.js';
 import type { ScoreStep } from './scores.js';
@@ -99,6 +100,9 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         sink = step;
         break;
       case 'cast':
+        // A fill that takes in every score of its own type need not do so in double.
+        if (step.type === DataType.DOUBLE && masks.some((m) => m.kind === 'additive'))
+          refuse('masked scores are cast to double', masks.at(-1)!.value);
         casts.push(step.type);
         break;
     }

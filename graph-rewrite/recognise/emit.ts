@@ -1,7 +1,7 @@
 import type { NodeList } from '../graph/builder.js';
 import type { Node, Value } from '../graph/graph.js';
 import { type DataTypeName, dataTypeOf } from '../onnx/data-type.js';
-import type { Expression } from '../shape/expression.js';
+import { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
@@ -93,20 +93,32 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
 }
 
 /** The mask in the shape that it was placed in. */
-function reshaped({ term, reshape }: MaskPlacement, place: EmissionPlace): string {
-  return reshape ? emitReshape(term.value, reshape, place) : term.value.name;
+function reshaped({ term, transpose, expand, reshape }: MaskPlacement, place: EmissionPlace): string {
+  if (!transpose && !expand) return reshape ? emitReshape(term.value, reshape, place) : term.value.name;
+  const shape = place.inference.of(term.value).shape!;
+  let source = transpose?.map((axis) => shape[axis]!) ?? shape;
+  let name = transpose ? place.list.add('Transpose', [term.value.name], { perm: transpose }) : term.value.name;
+  if (expand) {
+    const split = reshapeTo(name, source, expand.split, place);
+    name = place.list.add('Expand', [split, place.list.ints(expand.counts)]);
+    source = expand.split.map((size, i) => (expand.counts[i] === 1 ? size : Expression.constant(expand.counts[i]!)));
+  }
+  return reshape ? reshapeTo(name, source, reshape, place) : name;
 }
 
 /** Reshapes a value to sizes each of which is a constant, one of the value's own, or the one that is left. */
-export function emitReshape(
-  value: Value,
-  sizes: readonly Expression[],
-  { list, anchor, inference }: EmissionPlace,
-): string {
-  const { name } = value;
-  const source = inference.of(value).shape!;
+export function emitReshape(value: Value, sizes: readonly Expression[], place: EmissionPlace): string {
+  const source = place.inference.of(value).shape!;
   const inserted = insertedAxes(source, sizes);
-  if (inserted) return list.unsqueeze(value, inserted, anchor);
+  return inserted ? place.list.unsqueeze(value, inserted, place.anchor) : reshapeTo(value.name, source, sizes, place);
+}
+
+function reshapeTo(
+  name: string,
+  source: readonly Expression[],
+  sizes: readonly Expression[],
+  { list, anchor }: EmissionPlace,
+): string {
   const open = sizes.filter((s) => s.value === undefined);
   if (open.length <= 1) return list.add('Reshape', [name, list.ints(sizes.map((s) => s.value ?? -1))]);
   const shape = list.add('Shape', [name]);
@@ -115,7 +127,7 @@ export function emitReshape(
     if (size.value !== undefined) return list.ints([size.value]);
     const at = source.findIndex((s) => s.equals(size));
     if (at >= 0) return list.add('Gather', [shape, list.ints([at])], { axis: 0 });
-    if (inferred++ > 0) refuse('the shape of a mask cannot be written for the operator', value);
+    if (inferred++ > 0) refuse('the shape of a mask cannot be written for the operator', anchor);
     return list.ints([-1]);
   });
   return list.add('Reshape', [name, list.add('Concat', parts, { axis: 0 })]);

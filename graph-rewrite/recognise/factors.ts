@@ -23,11 +23,8 @@ function leavesPerDimension({ value, dimensions }: Shift, inference: Inference):
 export function requireSameForAllKeys(terms: readonly Shift[], keys: Dimension, inference: Inference): void {
   const own = new Set(leavesOf(keys));
   for (const term of terms) {
-    const { value, dimensions } = term;
-    // A single key leaves no leaf to be known by.
-    if (own.size > 0 && !leavesPerDimension(term, inference).some((leaves) => leaves.some((l) => own.has(l)))) continue;
-    if (own.size === 0 && dimensions.length > 0 && inference.of(value).shape?.every((s) => s.equals(1))) continue;
-    refuse('what is combined with the scores is not the same for all keys', value);
+    if (leavesPerDimension(term, inference).some((leaves) => leaves.some((leaf) => own.has(leaf))))
+      refuse('what is combined with the scores is not the same for all keys', term.value);
   }
 }
 

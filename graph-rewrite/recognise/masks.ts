@@ -1,5 +1,5 @@
 import type { Value } from '../graph/graph.js';
-import { type Expression, product } from '../shape/expression.js';
+import { Expression, product } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { type Atom, align, leavesOf } from './atoms.js';
 import type { MaskTerm, SinkTerm } from './combine.js';
@@ -15,6 +15,13 @@ export type ScoreAxes = Readonly<Record<ScoreAxis, readonly Atom[]>>;
 /** How a mask is brought to a shape that broadcasts to (batch, heads, queries, keys). */
 export interface MaskPlacement {
   readonly term: MaskTerm;
+  /** Set where its dimensions have to be put in the order of the scores' axes first. */
+  readonly transpose?: readonly number[];
+  /**
+   * Set where the mask covers only a part of some axis: sizes with one dimension for each part of each axis, those that
+   * the mask lacks 1, and what these are to be repeated to.
+   */
+  readonly expand?: { readonly split: readonly Expression[]; readonly counts: readonly number[] };
   /** Sizes in rank 4; undefined where the tensor broadcasts as it is. */
   readonly reshape: readonly Expression[] | undefined;
   /** Shape that broadcasts to the scores. */
@@ -31,8 +38,15 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   const shape = inference.of(term.value).shape;
   if (!shape) return 'the rank of a mask is not known';
   const added = term.dimensions.length - shape.length;
-  const leaves = shape.map((size, i) => (size.equals(1) || i + added < 0 ? [] : leavesOf(term.dimensions[i + added]!)));
+  const given = shape.map((size, i) => (size.equals(1) || i + added < 0 ? [] : leavesOf(term.dimensions[i + added]!)));
   const axisOf = (leaf: Atom) => SCORE_AXES.findIndex((axis) => axes[axis].includes(leaf));
+  const transpose = sorting(
+    given,
+    SCORE_AXES.flatMap((axis) => axes[axis]),
+  );
+  const leaves = transpose.map((i) => given[i]!);
+  const ordered = transpose.map((i) => shape[i]!);
+  const moved = transpose.some((from, to) => from !== to) ? { transpose } : {};
   const flat = leaves.flat();
   if (flat.some((leaf, i) => i > 0 && axisOf(leaf) < axisOf(flat[i - 1]!)))
     return 'a mask has its dimensions in another order than the scores';
@@ -42,17 +56,46 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
     const own = flat.filter((leaf) => axisOf(leaf) === at);
     const whole = axes[axis];
     const inner = whole.slice(whole.length - own.length);
-    if (own.some((leaf, i) => leaf !== inner[i])) return `a mask covers only a part of the ${NAMES[axis]}`;
     const size = product(own.map((l) => l.size));
     if (own.length > 0 && own.length < whole.length) {
-      if (axis !== 'B' || size.value === undefined) return `a mask covers only a part of the ${NAMES[axis]}`;
-      period = size.value;
-    }
+      if (axis === 'B' && size.value !== undefined && own.every((leaf, i) => leaf === inner[i])) period = size.value;
+      else
+        return (
+          expandedMask(term, { leaves: flat, ...moved }, axes) ?? `a mask covers only a part of the ${NAMES[axis]}`
+        );
+    } else if (own.some((leaf, i) => leaf !== inner[i])) return `a mask has the ${NAMES[axis]} in another order`;
     sizes.push(size);
   }
   const aligned =
     shape.length <= 4 && leaves.every((own, i) => own.every((leaf) => axisOf(leaf) === i + 4 - shape.length));
-  return { term, reshape: aligned ? undefined : sizes, shape: aligned ? shape : sizes, period };
+  return { term, ...moved, reshape: aligned ? undefined : sizes, shape: aligned ? ordered : sizes, period };
+}
+
+/** A mask that has to be repeated along parts of an axis; undefined where it is not known how often. */
+function expandedMask(
+  term: MaskTerm,
+  { leaves, ...moved }: { readonly leaves: readonly Atom[]; readonly transpose?: readonly number[] },
+  axes: ScoreAxes,
+): MaskPlacement | undefined {
+  const own = new Set(leaves);
+  const covered = SCORE_AXES.filter((axis) => axes[axis].some((leaf) => own.has(leaf)));
+  const parts = covered.flatMap((axis) => axes[axis]);
+  if (parts.filter((leaf) => own.has(leaf)).some((leaf, i) => leaf !== leaves[i])) return undefined;
+  const counts = parts.map((leaf) => (own.has(leaf) ? 1 : leaf.size.value));
+  if (counts.some((count) => count === undefined)) return undefined;
+  const split = parts.map((leaf) => (own.has(leaf) ? leaf.size : Expression.constant(1)));
+  const sizes = SCORE_AXES.map((axis) => product(covered.includes(axis) ? axes[axis].map((l) => l.size) : []));
+  return { term, ...moved, expand: { split, counts: counts as number[] }, reshape: sizes, shape: sizes, period: 0 };
+}
+
+/** The order of dimensions in which their leaves stand as in `order`; those without leaves stay behind the one before. */
+function sorting(dimensions: readonly (readonly Atom[])[], order: readonly Atom[]): number[] {
+  let last = -1;
+  const keys = dimensions.map((leaves) => {
+    if (leaves.length > 0) last = order.indexOf(leaves[0]!);
+    return last;
+  });
+  return [...dimensions.keys()].sort((a, b) => keys[a]! - keys[b]! || a - b);
 }
 
 /** Axes at which a shape needs sizes of 1 inserted to become another; undefined where that is not what it takes. */

@@ -98,6 +98,8 @@ export function traceProbabilities(
   let view = start;
   const nodes: Node[] = [];
   const casts: number[] = [];
+  // Written as a quotient, with no maximum taken off, rows of low scores are 0/0.
+  const mayUnderflow = softmax.nodes.length > 1 && !steps.some((s) => s.kind === 'shift' && s.by);
   for (;;) {
     const node = onlyConsumer(value, nodes);
     const product = readContraction(node, inference);
@@ -118,7 +120,7 @@ export function traceProbabilities(
       view = next;
     } else if (node.is('Cast')) {
       casts.push(node.int('to') ?? 0);
-    } else if (!passesThrough(node, value, inference)) {
+    } else if (!passesThrough(node, value, inference) || (mayUnderflow && node.is('Where'))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);

@@ -185,6 +185,7 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
     case 'Tanh':
       return { kind: 'tanh' };
     case 'Cast':
+      if (node.int('to') === inference.of(scores).type) return undefined;
       return { kind: 'cast', type: node.int('to') ?? 0 };
     case 'Where':
       return selection(node, scores, dimensions, inference);

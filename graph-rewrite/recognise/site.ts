@@ -230,7 +230,7 @@ function isConstant(value: Value, inference: Inference): boolean {
 
 /**
  * Ways to read the scores' dimensions as (batch, heads, queries, keys), the usual one first: the last batch dimension is
- * the heads. Where all heads share their keys, exporters also fold the heads into the queries.
+ * the heads. Where heads share their keys, exporters also fold these heads, or groups of them, into the queries.
  */
 function cuts(joint: Joint): ScoreAxes[] {
   const leaves = joint.batch.flatMap((d) => leavesOf(d));
@@ -238,10 +238,12 @@ function cuts(joint: Joint): ScoreAxes[] {
   const last = joint.batch.length > 1 ? leaves.length - leavesOf(joint.batch.at(-1)!).length : leaves.length;
   const positions = [last, ...Array.from({ length: leaves.length + 1 }, (_, i) => leaves.length - i)];
   const usual = [...new Set(positions)].map((at) => ({ B: leaves.slice(0, at), H: leaves.slice(at), Q: queries, K }));
-  const folded = queries.slice(1).flatMap((_, i) => [
-    { B: leaves, H: queries.slice(i + 1), Q: queries.slice(0, i + 1), K },
-    { B: leaves, H: queries.slice(0, i + 1), Q: queries.slice(i + 1), K },
-  ]);
+  const folded = queries.slice(1).flatMap((_, i) =>
+    [...new Set([leaves.length, ...positions])].flatMap((at) => [
+      { B: leaves.slice(0, at), H: [...leaves.slice(at), ...queries.slice(i + 1)], Q: queries.slice(0, i + 1), K },
+      { B: leaves.slice(0, at), H: [...leaves.slice(at), ...queries.slice(0, i + 1)], Q: queries.slice(i + 1), K },
+    ]),
+  );
   return [...usual, ...folded];
 }
 

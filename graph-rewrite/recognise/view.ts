@@ -43,6 +43,8 @@ export function viewSource(node: Node): Value | undefined {
       return node.inputs[0];
     case 'Dropout':
       return isInferenceDropout(node) ? node.inputs[0] : undefined;
+    case 'Concat':
+      return node.inputs.every((input) => input === node.inputs[0]) ? node.inputs[0] : undefined;
     default:
       return undefined;
   }
@@ -81,22 +83,65 @@ export function stepView(view: View, node: Node, output: Value, inference: Infer
     case 'Unsqueeze':
     case 'Squeeze':
     case 'Flatten': {
-      const dimensions = shape && regroup(view.dimensions.flat(), shape);
+      const dimensions = shape && regroup(view.dimensions.flat(), inTermsOf(view, shape, node, inference));
       return dimensions && { ...view, dimensions };
     }
     case 'Expand':
-    case 'Tile':
       return shape && expand(view, shape);
+    case 'Tile':
+    case 'Concat':
+      return shape && repeat(view, shape);
+    case 'Gather':
+      return repeatEach(view, node, inference) ?? select(view, node, output, inference);
     case 'Slice':
     case 'Split':
-    case 'Gather':
       return select(view, node, output, inference);
     default:
       return undefined;
   }
 }
 
-/** Expand, and Tile of dimensions of size 1: sizes that grow do so from 1. */
+/**
+ * A shape with the sizes of the node's input, where they are whole dimensions of it, as the view has them: a mask that
+ * was added may have given them another name.
+ */
+function inTermsOf(view: View, shape: readonly Expression[], node: Node, inference: Inference): readonly Expression[] {
+  const source = node.inputs[0] && inference.of(node.inputs[0]).shape;
+  if (source?.length !== view.dimensions.length) return shape;
+  return shape.map((size) => {
+    const at = size.value === undefined ? source.findIndex((s) => s.equals(size)) : -1;
+    return at < 0 ? size : sizeOf(view.dimensions[at]!);
+  });
+}
+
+/** Tile, and Concat of a tensor with itself: the whole of a dimension again and again. */
+function repeat(view: View, shape: readonly Expression[]): View | undefined {
+  const dimensions: Dimension[] = [];
+  for (const [axis, size] of shape.entries()) {
+    const old = view.dimensions[axis];
+    const times = old && size.dividedExactlyBy(sizeOf(old));
+    if (!times) return undefined;
+    dimensions.push([...freshDimension(times, true), ...old]);
+  }
+  return { ...view, dimensions };
+}
+
+/** Gather by a constant list that takes every index of an axis in order, each as many times as the others. */
+function repeatEach(view: View, node: Node, inference: Inference): View | undefined {
+  const indices = node.inputs[1] && inference.of(node.inputs[1]);
+  const stated = node.int('axis') ?? 0;
+  const axis = stated < 0 ? stated + view.dimensions.length : stated;
+  const old = view.dimensions[axis];
+  const size = old && sizeOf(old).value;
+  const list = indices?.shape?.length === 1 ? indices.elements?.map((e) => e.value) : undefined;
+  if (!list || !size || list.length % size !== 0) return undefined;
+  const times = list.length / size;
+  if (list.some((index, i) => index !== Math.floor(i / times))) return undefined;
+  const repeated = [...old, ...freshDimension(Expression.constant(times), true)];
+  return { ...view, dimensions: view.dimensions.map((d, i) => (i === axis ? repeated : d)) };
+}
+
+/** Expand: sizes that grow do so from 1. */
 function expand(view: View, shape: readonly Expression[]): View | undefined {
   const added = shape.length - view.dimensions.length;
   const dimensions: Dimension[] = [];

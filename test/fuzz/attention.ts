@@ -19,6 +19,10 @@ export interface FuzzModel {
   readonly lengths: 'self' | 'cross' | 'past';
   /** What was put in that is not plain attention; a graph without must be fused. */
   readonly oddities: readonly string[];
+  /** Whether −∞ may mask every key of a row, which is NaN as it stands and zeros in the operator. */
+  readonly mayEmptyRows: boolean;
+  /** Whether −10⁴ is added to all scores of a row, which keep three digits behind the point. */
+  readonly isCoarse: boolean;
 }
 
 /** What all parts share. */
@@ -31,6 +35,10 @@ export interface Plan {
   readonly hasWindows: boolean;
   readonly oddities: string[];
   readonly mostOddities: number;
+  mayEmptyRows: boolean;
+  isCoarse: boolean;
+  /** Masks that add the lowest number of the type. */
+  lowestMasks: number;
 }
 
 export function buildAttention(spec: Spec): FuzzModel {
@@ -57,10 +65,10 @@ export function buildAttention(spec: Spec): FuzzModel {
   if (hasWindows) for (const [label, size] of grid) sizes.set(label, size);
   if (isStatic || c.rarely(4)) sizes.set('b', c.pick(2, 1, 3));
   if (isStatic && !hasWindows) {
-    sizes.set('q', c.pick(3, 1, 4, 5));
+    sizes.set('q', c.pick(3, 2, 4, 5, 2, 3, 4, 1));
     const past = lengths === 'past' ? c.pick(2, 1, 4) : 0;
     if (past > 0) sizes.set('p', past);
-    sizes.set('k', lengths === 'cross' ? c.pick(4, 1, 3, 5) : sizes.get('q')! + past);
+    sizes.set('k', lengths === 'cross' ? c.pick(4, 2, 3, 5, 2, 3, 4, 1) : sizes.get('q')! + past);
   }
   const ownNames = !isStatic && c.rarely(8);
   const graph = new FuzzGraph(opset, type, sizes, c, ownNames);
@@ -74,10 +82,22 @@ export function buildAttention(spec: Spec): FuzzModel {
     hasWindows,
     oddities: [],
     mostOddities: c.pick(1, 0, 0, 2),
+    mayEmptyRows: false,
+    isCoarse: false,
+    lowestMasks: 0,
   };
+  if (sizes.get('k') === 1) plan.oddities.push('a single key');
   if (ownNames) plan.oddities.push('dimensions without common names');
   emit(plan, spec);
-  return { model: graph.model(), inputs: graph.inputs, sizes, lengths, oddities: plan.oddities };
+  return {
+    model: graph.model(),
+    inputs: graph.inputs,
+    sizes,
+    lengths,
+    oddities: plan.oddities,
+    mayEmptyRows: plan.mayEmptyRows,
+    isCoarse: plan.isCoarse,
+  };
 }
 
 /** How the scores' dimensions are grouped. */
@@ -146,7 +166,7 @@ function makeSources(plan: Plan, qc: Choices, kc: Choices): Record<'query' | 'ke
       [B, sequence, heads, [last]],
       [sequence, B, [...heads, last]],
       [B, [...heads, last], sequence],
-      [[...B, ...heads], sequence, [last]],
+      g.hasFixedSize(B) ? [[...B, ...heads], sequence, [last]] : [B, sequence, [...heads, last]],
       [B, sequence, [last, ...heads]],
       [heads, B, sequence, [last]],
       ...heads.map((h) => [B, [h], ...heads.filter((o) => o !== h).map((o) => [o]), sequence, [last]]),
@@ -154,7 +174,8 @@ function makeSources(plan: Plan, qc: Choices, kc: Choices): Record<'query' | 'ke
   const query = (): Piece => g.input('Q', g.type, layouts(qc, Q, ['h', 'g'], 'd'));
   const style = kc.below(5);
   const samePlace = lengths === 'self' && !plan.hasWindows;
-  if (style === 1 && g.fixedSize(['d']) === g.fixedSize(['e'])) {
+  const simple = !plan.hasWindows || g.hasFixedSize(B);
+  if (style === 1 && simple && g.fixedSize(['d']) === g.fixedSize(['e'])) {
     const packed = packedInput(plan, samePlace && g.fixedSize(['g']) === 1 ? ['Q', 'K', 'V'] : ['K', 'V'], kc);
     return { query: packed.Q ?? query(), key: packed.K!, value: packed.V! };
   }

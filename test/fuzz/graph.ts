@@ -115,7 +115,9 @@ export class FuzzGraph {
     return this.tensor('int64', [values.length], values);
   }
 
-  input(name: string, type: DataTypeName, shape: Dims): Piece {
+  input(name: string, type: DataTypeName, wanted: Dims): Piece {
+    // What a file calls n is not known to be the product of two sizes.
+    const shape = wanted.flatMap((d) => (this.hasFixedSize(d) ? [d] : d.map((l) => [l])));
     this.inputs.push({ name, type, dims: shape });
     for (const [axis, labels] of shape.entries()) {
       const open = labels.filter((l) => !this.#sizes.has(l));
@@ -244,8 +246,10 @@ export class FuzzGraph {
     const style = this.choices.below(4);
     const known = counts.every((c) => c !== undefined);
     if (style === 1 && known) return { name: this.op('Tile', [t.name, this.ints(counts)]), dims: target };
-    if (style === 2 && known && counts[at]! <= 4)
+    if (style === 2 && known && counts[at]! <= 4 && this.choices.below(2) === 0)
       return { name: this.op('Concat', Array(counts[at]!).fill(t.name), { axis: at }), dims: target };
+    if (style === 2 && known)
+      return { name: this.op('Gather', [t.name, this.ints(Array(counts[at]!).fill(0))], { axis: at }), dims: target };
     if (style === 3 || !known) return { name: this.op('Expand', [t.name, this.shape(target, t)]), dims: target };
     return { name: this.op('Expand', [t.name, this.ints(counts)]), dims: target };
   }

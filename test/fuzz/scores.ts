@@ -119,7 +119,7 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       return odd('maximum over another axis', g.op('Sub', [t.name, max]));
     }
     case 16:
-      return odd('shift', g.op(c.pick('Add', 'Sub'), [t.name, g.float(c.pick(1.5, -3, 40, 1e5))]));
+      return odd('shift', g.op(c.pick('Add', 'Sub'), [t.name, g.float(c.pick(1.5, -3, 40))]));
     case 17: {
       const wide = g.op('Cast', [t.name], { to: dataTypeOf('float64') });
       return same(g.op('Cast', [wide], { to: dataTypeOf(g.type) }));
@@ -245,6 +245,10 @@ function addMask(plan: Plan, t: Piece, c: Choices): Piece {
     dims: t.dims,
   });
   const fill = c.pick(LOWEST, Number.NEGATIVE_INFINITY, -1e9, -1e4, -10);
+  if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
+  if (fill === -1e4) plan.isCoarse = true;
+  // Two of the lowest numbers make −∞.
+  if (fill === LOWEST && plan.lowestMasks++ > 0) plan.mayEmptyRows = true;
   const lowest = g.tensor(g.type, [], [fill]);
   const zero = g.tensor(g.type, [], [0]);
   const keep = keepMask(plan, c, t.dims);
@@ -258,6 +262,7 @@ function addMask(plan: Plan, t: Piece, c: Choices): Piece {
 function whereMask(plan: Plan, t: Piece, c: Choices): Piece {
   const { graph: g } = plan;
   const fill = c.pick(Number.NEGATIVE_INFINITY, LOWEST, -1e9, -1e4, -10, 0);
+  if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
   if (fill > -1e4) plan.oddities.push('fill that is no mask');
   const keep = keepMask(plan, c, t.dims).name;
   const constant = g.tensor(g.type, c.pick<number[]>([], [1]), [fill]);

@@ -14,12 +14,18 @@ export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: 
   let x = scores.name;
   const last = axis === scores.dims.length - 1;
   const style = c.below(6);
-  if (style === 5 || c.rarely(6))
-    x = g.op('Sub', [x, reduce(plan, 'ReduceMax', x, c.rarely(20) ? c.below(scores.dims.length) : axis, 18)]);
+  if (style === 5 || c.rarely(6)) {
+    const other = c.rarely(20);
+    if (other) plan.oddities.push('maximum over another axis');
+    x = g.op('Sub', [x, reduce(plan, 'ReduceMax', x, other ? c.below(scores.dims.length) : axis, 18)]);
+  }
+  if (style === 4 && g.type !== 'float64') plan.oddities.push('softmax in double');
   if (style === 4) x = g.op('Cast', [x], { to: dataTypeOf('float64') });
   let p: string;
   const flattens = g.opset < 13;
   if (style === 2 || style === 3 || style === 5 || (flattens && !last && c.below(8) > 0)) {
+    // Without the maximum taken off, rows of low fills are 0/0.
+    if (style !== 5) plan.mayEmptyRows = true;
     const e = g.op('Exp', [x]);
     const sum = reduce(plan, 'ReduceSum', e, axis, 13);
     p =

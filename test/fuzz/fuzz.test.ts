@@ -1,0 +1,45 @@
+/**
+ * Differential fuzzing of the recogniser: random graphs of attention, and of what resembles it, are rewritten; what is
+ * fused must compute the same in stock onnxruntime, what is refused must be left as it was, with a reason.
+ * `ORT_FLASH_FUZZ=100000 npx ava test/fuzz/fuzz.test.ts` runs that many; `ORT_FLASH_FUZZ_SEED` repeats a run.
+ */
+import test from 'ava';
+import fc from 'fast-check';
+import { buildAttention, type Spec } from './attention.js';
+import { judge } from './run.js';
+
+const COUNT = Number(process.env.ORT_FLASH_FUZZ ?? 400);
+const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? Date.now() % 2 ** 31);
+/** Graphs without anything odd that have to be fused; the rest have axes in an order that the operator has no layout for. */
+const LEAST_FUSED = 0.85;
+
+const list = fc.array(fc.noBias(fc.nat(2519)), { maxLength: 40, size: 'max' });
+const spec: fc.Arbitrary<Spec> = fc.record({
+  shape: list,
+  query: list,
+  key: list,
+  value: list,
+  scores: list,
+  softmax: list,
+  output: list,
+});
+
+test(`${COUNT} random graphs: fused and equal, or refused and untouched`, async (t) => {
+  t.timeout(60_000 + COUNT * 500);
+  const counts = new Map<string, number>();
+  const count = (name: string) => counts.set(name, (counts.get(name) ?? 0) + 1);
+  const judged = fc.asyncProperty(spec, async (choices) => {
+    const model = buildAttention(choices);
+    const outcome = await judge(model);
+    if (outcome.kind === 'wrong' || outcome.kind === 'invalid')
+      throw new Error(`${outcome.kind}: ${outcome.reason} [${model.oddities.join(', ')}]`);
+    const kind = model.oddities.length === 0 ? 'plain' : 'odd';
+    count(`${kind} ${outcome.kind}`);
+    if (outcome.kind === 'refused') count(`${kind} refused: ${outcome.reason}`);
+  });
+  await fc.assert(judged, { numRuns: COUNT, seed: SEED, endOnFailure: COUNT > 10_000 });
+  t.log(`seed ${SEED}`);
+  for (const [name, times] of [...counts].sort(([, a], [, b]) => b - a)) t.log(`${times} ${name}`);
+  const fused = counts.get('plain fused') ?? 0;
+  t.true(fused >= LEAST_FUSED * (fused + (counts.get('plain refused') ?? 0)));
+});
