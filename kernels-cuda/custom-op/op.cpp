@@ -151,6 +151,7 @@ class Kernel {
       : api_(api), element_(element), attributes_(read_attributes(api, info)) {
     if (attributes_.softmax_precision == kDoublePrecision)
       throw std::invalid_argument("FlashAttention: a softmax in double precision is not supported on CUDA");
+    if (const char *wrong = ortflash_device_check()) throw std::runtime_error(std::string("FlashAttention: ") + wrong);
     check(api.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
   }
   Kernel(const Kernel &) = delete;
@@ -349,19 +350,21 @@ extern "C" ORTFLASH_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *optio
     const OrtApi *oldest = base->GetApi(1);
     return oldest->CreateStatus(ORT_FAIL, "ortflash: ONNX Runtime 1.18 or later is needed");
   }
-  // They live as long as the library: sessions keep pointers to them.
+  // Operators and domain live as long as the library: sessions keep pointers to them.
   static Operator operators[] = {{ORTFLASH_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
                                  {ORTFLASH_BFLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
                                  {ORTFLASH_FLOAT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT}};
-  Operator::global_api = api;
   return guarded(*api, [&] {
-    OrtCustomOpDomain *domain;
-    check(api->CreateCustomOpDomain(kDomain, &domain));
-    // The domain has to outlive every session that was made with these options, so it is kept for the process.
-    for (Operator &op : operators) {
-      op.api = api;
-      check(api->CustomOpDomain_Add(domain, &op));
-    }
+    static OrtCustomOpDomain *const domain = [&] {
+      OrtCustomOpDomain *made;
+      check(api->CreateCustomOpDomain(kDomain, &made));
+      for (Operator &op : operators) {
+        op.api = api;
+        check(api->CustomOpDomain_Add(made, &op));
+      }
+      Operator::global_api = api;
+      return made;
+    }();
     check(api->AddCustomOpDomain(options, domain));
   });
 }

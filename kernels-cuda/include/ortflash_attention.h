@@ -76,6 +76,9 @@ ORTFLASH_EXPORT const char *ortflash_attention_workspace(const OrtFlashAttention
  */
 ORTFLASH_EXPORT const char *ortflash_attention_run(const OrtFlashAttention *call, void *workspace, void *stream);
 
+/* Null, or why the current device cannot run the kernels. */
+ORTFLASH_EXPORT const char *ortflash_device_check(void);
+
 /* Name of the kernel that the call would take, for reports. */
 ORTFLASH_EXPORT const char *ortflash_attention_kernel_name(const OrtFlashAttention *call);
 

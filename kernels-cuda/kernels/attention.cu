@@ -241,6 +241,12 @@ cudaError_t launch_float(const Plan &plan, cudaStream_t stream) {
 
 using namespace ortflash;
 
+extern "C" const char *ortflash_device_check(void) {
+  Device device;
+  if (const cudaError_t error = read_device(device); error != cudaSuccess) return cudaGetErrorString(error);
+  return device.major < 8 ? "a GPU of compute capability 8.0 or later is needed" : nullptr;
+}
+
 extern "C" const char *ortflash_attention_workspace(const OrtFlashAttention *call, size_t *bytes) {
   Plan plan;
   const char *wrong = make_plan(*call, plan);

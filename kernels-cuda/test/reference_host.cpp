@@ -124,6 +124,8 @@ void attend_row(const OrtFlashAttention &c, const Cache &key, const Cache &value
 
 }  // namespace
 
+extern "C" const char *ortflash_device_check(void) { return nullptr; }
+
 extern "C" const char *ortflash_attention_workspace(const OrtFlashAttention *, size_t *bytes) {
   *bytes = 0;
   return nullptr;
