@@ -26,38 +26,54 @@ const COMPUTES = 'MatMul Gemm Conv Einsum Softmax Sigmoid Tanh Erf Sin Cos Layer
 /** Operators whose results are elements of their inputs, or sums and products of a few. */
 const PASSES =
   'Identity Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile Slice Split Gather GatherND GatherElements ' +
-  'Concat Cast CastLike Add Sub Mul Neg Abs Min Max Where Trilu Resize Pad Relu Clip ScatterND ConstantOfShape';
+  'Concat Cast CastLike Add Sub Mul Neg Abs Min Max Where Trilu Resize Pad Relu Clip ScatterND';
+/** Those whose other inputs only say which elements. */
+const MOVES_FIRST = 'Reshape Unsqueeze Squeeze Expand Tile Slice Split Gather GatherND GatherElements Trilu Resize';
+const movesFirst: ReadonlySet<string> = new Set(MOVES_FIRST.split(' '));
 const computes: ReadonlySet<string> = new Set(COMPUTES.split(' '));
 const passes: ReadonlySet<string> = new Set(PASSES.split(' '));
 
-/** Whether anything that a tensor is made of, short of products of activations and weights, is a huge negative number. */
-export function mayHoldFill(value: Value, inference: Inference): boolean {
-  return search(value, inference, new Map());
+/**
+ * Whether anything that a tensor is made of, short of products of activations and weights, may be as large as the limit
+ * or larger, of either sign.
+ */
+export function mayHoldFill(value: Value, inference: Inference, limit = LARGEST_SCORE): boolean {
+  return search(value, { inference, limit, seen: new Map() });
 }
 
-function search(value: Value, inference: Inference, seen: Map<Value, boolean>): boolean {
+interface Search {
+  readonly inference: Inference;
+  readonly limit: number;
+  readonly seen: Map<Value, boolean>;
+}
+
+function search(value: Value, how: Search): boolean {
+  const { seen } = how;
   const known = seen.get(value);
   if (known !== undefined) return known;
   // Cycles do not exist; the entry only stops repeated visits.
-  const result = examine(value, inference, seen);
+  const result = examine(value, how);
   seen.set(value, result);
   return result;
 }
 
-function examine(value: Value, inference: Inference, seen: Map<Value, boolean>): boolean {
+function examine(value: Value, how: Search): boolean {
+  const { inference, limit } = how;
   const { type, uniform, constant } = inference.of(value);
-  if (!FLOATS.has(type)) return false;
-  if (uniform !== undefined) return !(Math.abs(uniform) < LARGEST_SCORE);
+  // Integers are below 2⁶⁴.
+  if (!FLOATS.has(type)) return limit < LARGEST_SCORE && uniform === undefined;
+  if (uniform !== undefined) return !(Math.abs(uniform) < limit);
   if (constant) {
     const numbers = constant.numbers();
-    return !numbers || Array.prototype.some.call(numbers, (n: number) => !(Math.abs(n) < LARGEST_SCORE));
+    return !numbers || Array.prototype.some.call(numbers, (n: number) => !(Math.abs(n) < limit));
   }
   const node = value.producer;
   if (node?.domain !== '') return true;
   if (computes.has(node.opType)) return false;
   if (node.opType === 'Div') {
     const divisor = node.inputs[1] && inference.uniformOf(node.inputs[1]);
-    return divisor === undefined || Math.abs(divisor) < 1e-9 || search(node.inputs[0]!, inference, seen);
+    return divisor === undefined || Math.abs(divisor) < 1e-9 || search(node.inputs[0]!, how);
   }
-  return !passes.has(node.opType) || node.inputs.some((input) => input && search(input, inference, seen));
+  const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
+  return !passes.has(node.opType) || inputs.some((input) => input && search(input, how));
 }

@@ -88,8 +88,8 @@ function plusBias(score: Score, bias: Term & { kind: 'bias' }, inference: Infere
   return !isHuge && type !== undefined && absorbs(number, type) ? score : undefined;
 }
 
-export function biasMayHoldFill(bias: Term & { kind: 'bias' }, inference: Inference): boolean {
-  return mayHoldFill(bias.sources[0]?.value ?? bias.placement.term.value, inference);
+export function biasMayHoldFill(bias: Term & { kind: 'bias' }, inference: Inference, limit?: number): boolean {
+  return mayHoldFill(bias.sources[0]?.value ?? bias.placement.term.value, inference, limit);
 }
 
 function includes(conditions: readonly Condition[], condition: Condition): boolean {

@@ -10,7 +10,7 @@ import type { MaskPlacement, ScoreAxes } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
 import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
 import { and, atMostZero, type Condition, or } from './element.js';
-import { absorbs } from './magnitude.js';
+import { absorbs, LARGEST_SCORE } from './magnitude.js';
 import { biasMayHoldFill, outcomeOf, uniqueConditions } from './outcome.js';
 import { HIGHEST_ADDED_FILL, placeSource, readTerms, type ScoreIndices, scoreIndices, type Term } from './terms.js';
 
@@ -98,11 +98,13 @@ function bandOf(conditions: readonly Condition[], { indices }: Situation) {
 }
 
 /** Whether a key that all conditions keep can be named for every query. */
-function everyRowHasKeys(conditions: readonly Condition[], { terms, indices, inference }: Situation): boolean {
+function everyRowHasKeys(conditions: readonly Condition[], { terms, masks, indices, inference }: Situation): boolean {
   const [query] = indices.Q;
   const [key] = indices.K;
   if (indices.Q.length !== 1 || indices.K.length !== 1 || !query || !key) return false;
-  if (terms.some((t) => t.kind === 'bias' && biasMayHoldFill(t, inference))) return false;
+  // A bias must not bring the keys that are kept down to the others.
+  const limit = Math.min(LARGEST_SCORE, ...masks.map((m) => -m.fill / 4));
+  if (terms.some((t) => t.kind === 'bias' && biasMayHoldFill(t, inference, limit))) return false;
   const i = Affine.variable(query);
   const candidates = [
     Affine.constant(0),
