@@ -32,8 +32,8 @@ async function check(spec: CallSpec, options = {}): Promise<void> {
 /** Tiles of small calls: quick to compile, several to a call, with the head dimension in one chunk and in several. */
 const SMALL_TILES: readonly PrefillTiles[] = [
   { queryTile: 8, keyTile: 16, rowThreads: 8, columnThreads: 4, depthChunk: 4, valueSteps: 4, queriesStay: true },
-  { queryTile: 16, keyTile: 32, rowThreads: 8, columnThreads: 4, depthChunk: 2, valueSteps: 1, queriesStay: true },
-  { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueSteps: 2, queriesStay: false },
+  { queryTile: 16, keyTile: 32, rowThreads: 8, columnThreads: 4, depthChunk: 2, valueSteps: 2, queriesStay: true },
+  { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueSteps: 4, queriesStay: false },
 ];
 
 /** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */
@@ -53,4 +53,114 @@ test.serial('random calls of every kind agree with the reference', async (t) => 
     },
   );
   t.pass();
+});
+
+test.serial('a cache that grows in place gives the same, and keeps what lies behind its end', async (t) => {
+  const spec: CallSpec = {
+    batch: 2,
+    keyHeads: 2,
+    group: 2,
+    queries: 3,
+    newKeys: 3,
+    pastKeys: 10,
+    headDimension: 8,
+    valueDimension: 4,
+    layouts: ['BS(HD)', 'BS(HD)', 'BSHD', 'BS(HD)'],
+    mask: { type: 'none', broadcast: 0, keys: 0 },
+    attributes: { isCausal: true },
+    lengths: false,
+    sink: false,
+    seed: 3,
+  };
+  const call = makeCall(spec);
+  const expected = referenceAttention(call.problem, call.reference);
+  const capacity = 20;
+  /** (batch · heads, past, D) put into (batch · heads, capacity, D), the rest NaN. */
+  const grown = (past: Float32Array, dimension: number) => {
+    const cache = new Float32Array(4 * capacity * dimension).fill(Number.NaN);
+    for (let row = 0; row < 4; row++)
+      cache.set(past.subarray(row * 10 * dimension, (row + 1) * 10 * dimension), row * capacity * dimension);
+    return cache;
+  };
+  const { past_key, past_value, ...inputs } = call.gpu;
+  const data = {
+    ...inputs,
+    present_key: grown(past_key as Float32Array, 8),
+    present_value: grown(past_value as Float32Array, 4),
+  };
+  const { Y } = await runAttention(flash, call.problem, data, { cacheCapacity: capacity });
+  t.true(relativeError(Y, expected.Y) < TOLERANCE);
+  await t.throwsAsync(flash.prepare(call.problem, { cacheCapacity: 12 }), { code: 'invalid-argument' });
+});
+
+test.serial('one plan serves passes and encoders, again and again, without new bind groups', async (t) => {
+  const { problem } = makeCall({
+    batch: 1,
+    keyHeads: 1,
+    group: 1,
+    queries: 4,
+    newKeys: 8,
+    pastKeys: -1,
+    headDimension: 4,
+    valueDimension: 4,
+    layouts: ['BHSD', 'BHSD', 'BHSD', 'BHSD'],
+    mask: { type: 'none', broadcast: 0, keys: 0 },
+    attributes: {},
+    lengths: false,
+    sink: false,
+    seed: 1,
+  });
+  const prepared = await flash.prepare(problem);
+  t.is(await flash.prepare(problem), prepared);
+  t.is(flash.prepareNow(problem), prepared);
+  const buffer = () => ({ buffer: device.createBuffer({ size: 256, usage: GPUBufferUsage.STORAGE }) });
+  const buffers = { Q: buffer(), K: buffer(), V: buffer(), Y: buffer() };
+  let groups = 0;
+  const create = device.createBindGroup.bind(device);
+  device.createBindGroup = (descriptor) => {
+    groups++;
+    return create(descriptor);
+  };
+  const encoder = device.createCommandEncoder();
+  flash.encode(prepared, encoder, buffers);
+  const once = groups;
+  const pass = encoder.beginComputePass();
+  flash.encode(prepared, pass, buffers);
+  flash.encode(prepared, pass, { ...buffers });
+  pass.end();
+  device.queue.submit([encoder.finish()]);
+  device.createBindGroup = create;
+  t.is(groups, once);
+  t.throws(() => flash.encode(prepared, device.createCommandEncoder(), { ...buffers, K: undefined } as never), {
+    code: 'invalid-argument',
+    message: /K is missing/,
+  });
+  const small = { buffer: device.createBuffer({ size: 64, usage: GPUBufferUsage.STORAGE }) };
+  t.throws(() => flash.encode(prepared, device.createCommandEncoder(), { ...buffers, V: small }), {
+    message: /V has 64 bytes, the problem needs 128/,
+  });
+});
+
+test.serial('tuning measures, is remembered, and can be stored', async (t) => {
+  const { problem } = makeCall({
+    batch: 1,
+    keyHeads: 2,
+    group: 1,
+    queries: 1,
+    newKeys: 300,
+    pastKeys: -1,
+    headDimension: 8,
+    valueDimension: 8,
+    layouts: ['BHSD', 'BHSD', 'BHSD', 'BHSD'],
+    mask: { type: 'none', broadcast: 0, keys: 0 },
+    attributes: {},
+    lengths: false,
+    sink: false,
+    seed: 1,
+  });
+  const choice = await flash.autotune(problem);
+  const stored = JSON.parse(JSON.stringify(flash.tuning));
+  t.deepEqual(Object.values(stored), [choice]);
+  const other = FlashAttention.create(device, { adapterInfo: adapter.info, tuning: stored });
+  t.deepEqual((await other.prepare(problem)).plan.dispatches, (await flash.prepare(problem, choice)).plan.dispatches);
 });

@@ -1,6 +1,7 @@
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import { type AdapterFacts, adapterFacts } from './adapter.js';
+import { measureCandidates, type TuningTable, tuningCandidates, tuningKey } from './autotune.js';
 import { type AttentionPlan, type PlanDispatch, type PlanOptions, type PlanTensor, planAttention } from './plan.js';
 import { specialize } from './specialize.js';
 
@@ -16,6 +17,8 @@ export type AttentionBuffers = Readonly<Partial<Record<Exclude<PlanTensor, 'scra
 export interface FlashAttentionOptions {
   /** The adapter's description, where the device does not carry it (`device.adapterInfo`). */
   readonly adapterInfo?: GPUAdapterInfo;
+  /** Choices measured before, as {@link FlashAttention.tuning} gave them. */
+  readonly tuning?: TuningTable;
   /** Check every encoded call in an error scope. Slower; for development. */
   readonly debug?: boolean;
   /** Told of each error that an error scope catches; by default it is written to the console. */
@@ -76,11 +79,13 @@ export class FlashAttention {
   readonly #prepared = new Map<string, Prepared>();
   /** Bound in place of tensors that a problem does not have: one for reading, one for writing. */
   readonly #absent: { readonly read: GPUBuffer; readonly write: GPUBuffer };
+  readonly #tuning: Record<string, PlanOptions>;
   #scratch: GPUBuffer | undefined;
 
   private constructor(device: GPUDevice, options: FlashAttentionOptions) {
     this.device = device;
     this.#options = options;
+    this.#tuning = { ...options.tuning };
     this.facts = adapterFacts(device, options.adapterInfo ?? device.adapterInfo);
     const absent = (use: string) =>
       device.createBuffer({ label: `FlashAttention absent ${use}`, size: 16, usage: GPUBufferUsage.STORAGE });
@@ -99,7 +104,7 @@ export class FlashAttention {
     const key = problemKey(problem, options);
     const known = this.#prepared.get(key);
     if (known !== undefined) return known;
-    const plan = planAttention(problem, this.facts, options);
+    const plan = planAttention(problem, this.facts, this.#tuned(problem, options));
     await Promise.all(plan.dispatches.map((dispatch) => this.#compile(dispatch)));
     return this.#finish(key, problem, plan);
   }
@@ -112,7 +117,7 @@ export class FlashAttention {
     const key = problemKey(problem, options);
     const known = this.#prepared.get(key);
     if (known !== undefined) return known;
-    const plan = planAttention(problem, this.facts, options);
+    const plan = planAttention(problem, this.facts, this.#tuned(problem, options));
     const isCompiled = plan.dispatches.every((dispatch) => this.#compiled.has(sourceOf(dispatch)));
     return isCompiled ? this.#finish(key, problem, plan) : undefined;
   }
@@ -141,6 +146,34 @@ export class FlashAttention {
     }
     if (ownsPass) computePass.end();
     if (this.#options.debug) this.#report(this.device.popErrorScope());
+  }
+
+  /** Everything that {@link autotune} found, and what was given at creation: store it, and give it to the next one. */
+  get tuning(): TuningTable {
+    return { ...this.#tuning };
+  }
+
+  /**
+   * Measures the plans that suit a problem and remembers the best for its kind: what is prepared from now on uses it.
+   * Takes seconds (each candidate is compiled) and as much memory as the problem's tensors.
+   * @returns the choice.
+   */
+  async autotune(
+    problem: AttentionProblem,
+    options: Pick<PlanOptions, 'allowsHalfPrecision'> = {},
+  ): Promise<PlanOptions> {
+    const half = options.allowsHalfPrecision ?? false;
+    const best = await measureCandidates(this, problem, tuningCandidates(problem, this.facts, half));
+    this.#tuning[tuningKey(problem, this.facts, half)] = best;
+    this.#prepared.clear();
+    return best;
+  }
+
+  /** The caller's options, with what was measured for this kind of problem where the caller leaves the choice open. */
+  #tuned(problem: AttentionProblem, options: PlanOptions): PlanOptions {
+    const { kernel, splits, prefillTiles, matrixTiles, decodeThreads } = options;
+    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? decodeThreads) !== undefined) return options;
+    return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }
 
   /** Frees the buffers that this object keeps; calls that were encoded must have been submitted. */

@@ -1,5 +1,6 @@
 /** FlashAttention for WebGPU: the kernels alone, for anyone with a GPUDevice. */
 export { type AdapterFacts, adapterFacts, DEFAULT_ADAPTER, type SubgroupMatrixShape } from './adapter.js';
+export type { TuningTable } from './autotune.js';
 export {
   type AttentionBuffers,
   FlashAttention,
@@ -15,4 +16,5 @@ export {
   type PlanTensor,
   planAttention,
 } from './plan.js';
+export type { MatrixTiles } from './plan-matrix.js';
 export type { PrefillTiles } from './tiles.js';

@@ -9,7 +9,7 @@ import type { HeadShape } from './tiles.js';
 /** Rows (queries of all heads that share keys) up to which keys are read once or twice in all, and not tiled. */
 const DECODE_ROWS = 16;
 /** Workgroups that keep a large GPU busy; more splits than that only cost in combining. */
-const WORKGROUPS = 1024;
+const WORKGROUPS = 256;
 /** Splits that the combining kernel takes at most; MAX_SPLITS in shaders/combine.wesl. */
 const MAX_SPLITS = 512;
 
@@ -36,13 +36,15 @@ export function planDecode(
   // Threads share a key where subgroups are sure to hold them side by side.
   const keyLanes = Math.min(8, facts.subgroupMinSize >= 4 && head.depthQuads % 4 === 0 ? facts.subgroupMinSize : 1);
   const span = keyLanes === 1 ? 256 : 128;
-  const sizes = (rowsOfWorkgroup: number) => ({
-    rowsOfWorkgroup,
-    threads: rowsOfWorkgroup > 4 || keyLanes === 1 ? 64 : 128,
-  });
-  let { rowsOfWorkgroup, threads } = sizes(rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : 8);
-  while (rowsOfWorkgroup > 1 && decodeMemory(head, rowsOfWorkgroup, threads, span) > facts.workgroupMemory)
-    ({ rowsOfWorkgroup, threads } = sizes(rowsOfWorkgroup / 2));
+  let rowsOfWorkgroup = rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : 8;
+  let threads = Math.min(
+    keyLanes === 1 ? 64 : (options.decodeThreads ?? (rowsOfWorkgroup > 4 ? 128 : 256)),
+    facts.workgroupThreads,
+  );
+  while (decodeMemory(head, rowsOfWorkgroup, threads, span) > facts.workgroupMemory && rowsOfWorkgroup > 1) {
+    if (threads > 64) threads /= 2;
+    else rowsOfWorkgroup /= 2;
+  }
   const rowBlocks = Math.ceil(rows / rowsOfWorkgroup);
   const busy = Math.ceil(WORKGROUPS / (problem.batch * problem.keyHeads * rowBlocks));
   const splits = Math.min(MAX_SPLITS, Math.ceil(problem.keys / span), options.splits ?? busy);

@@ -13,13 +13,14 @@ export interface MatrixTiles {
   readonly keyTile: number;
 }
 
-/** Best guess first. */
+/** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
 const TILES: readonly MatrixTiles[] = [
-  { subgroups: 8, rows: 16, keyTile: 32 },
-  { subgroups: 16, rows: 16, keyTile: 16 },
   { subgroups: 8, rows: 16, keyTile: 16 },
+  { subgroups: 8, rows: 16, keyTile: 32 },
   { subgroups: 4, rows: 16, keyTile: 32 },
   { subgroups: 4, rows: 16, keyTile: 16 },
+  { subgroups: 4, rows: 32, keyTile: 32 },
+  { subgroups: 16, rows: 16, keyTile: 16 },
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
 ];
@@ -49,7 +50,8 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   const shape = matrixShape(facts);
   if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
   const { depth, value } = padded(problem, shape);
-  return TILES.filter((tiles) => {
+  const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
+  return ordered.filter((tiles) => {
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const shares = (tiles.rows * 4) % size === 0 && tiles.rows % shape.M === 0;
     const blocks = tiles.keyTile % 16 === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;

@@ -76,6 +76,8 @@ export interface PlanOptions {
   readonly cacheCapacity?: number;
   /** Split the keys into so many parts at most. */
   readonly splits?: number;
+  /** Threads of the decode kernel's workgroups. */
+  readonly decodeThreads?: number;
   /** Shader parameters that replace the planner's own; for experiments. */
   readonly parameters?: ShaderParameters;
   /** Use these tiles for the subgroup-matrix kernel. */

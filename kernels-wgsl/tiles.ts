@@ -9,7 +9,7 @@ export interface PrefillTiles {
   readonly columnThreads: number;
   /** Quads of the head dimension staged at a time. */
   readonly depthChunk: number;
-  /** Values staged at a time: those of (keyTile / columnThreads / 4) · valueSteps of every `columnThreads` keys. */
+  /** Values staged at a time: those of so many of every `columnThreads` keys; divides columnThreads. */
   readonly valueSteps: number;
   /** Whether the queries' whole head dimension stays in workgroup memory. */
   readonly queriesStay: boolean;
@@ -30,7 +30,7 @@ export function prefillMemory(tiles: PrefillTiles, head: HeadShape): number {
   const quad = 4 * head.elementBytes;
   const query = tiles.queryTile * queryQuads * quad;
   const stage = tiles.keyTile * Math.max(tiles.depthChunk, tiles.valueSteps * columnQuads) * quad;
-  const weights = tiles.queryTile * tiles.columnThreads * 16;
+  const weights = tiles.queryTile * tiles.keyTile * 4;
   const partial = tiles.queryTile * tiles.columnThreads * 4;
   return query + stage + weights + partial + 16;
 }
@@ -43,11 +43,13 @@ function registers(tiles: PrefillTiles, head: HeadShape): number {
 
 const REGISTER_BUDGET = 170;
 
-/** Query tile, key tile, row threads, column threads: best first, for GPUs with much workgroup memory and many registers. */
+/** Query tile, key tile, row threads, column threads; from many threads with much to do each, down to what always fits. */
 const SHAPES: readonly (readonly [number, number, number, number])[] = [
-  [64, 64, 8, 8],
-  [64, 64, 8, 16],
+  [64, 64, 16, 8],
   [64, 32, 16, 8],
+  [64, 64, 16, 16],
+  [64, 64, 8, 16],
+  [64, 64, 8, 8],
   [32, 32, 8, 8],
   [32, 32, 4, 8],
   [16, 32, 8, 8],
@@ -57,19 +59,15 @@ const SHAPES: readonly (readonly [number, number, number, number])[] = [
 
 /** Every choice of tiles that the adapter can run for this head, best guess first. */
 export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries: number): PrefillTiles[] {
-  const candidates: PrefillTiles[] = [];
+  const candidates: PrefillTiles[] = measuredTiles(head).filter((tiles) => canRun(tiles, head, facts));
   for (const [queryTile, keyTile, rowThreads, columnThreads] of SHAPES) {
     for (const depthChunk of chunksOf(head.depthQuads)) {
       // Values share the memory of the keys' chunk: as many as fit there.
-      let valueSteps = (4 * columnThreads * columnThreads) / keyTile;
+      let valueSteps = columnThreads;
       while (valueSteps > 1 && valueSteps * Math.ceil(head.valueQuads / columnThreads) > depthChunk) valueSteps /= 2;
       for (const queriesStay of depthChunk >= head.depthQuads ? [true] : [true, false]) {
         const tiles = { queryTile, keyTile, rowThreads, columnThreads, depthChunk, valueSteps, queriesStay };
-        const fits =
-          prefillMemory(tiles, head) <= facts.workgroupMemory &&
-          rowThreads * columnThreads <= facts.workgroupThreads &&
-          registers(tiles, head) <= REGISTER_BUDGET;
-        if (fits) candidates.push(tiles);
+        if (canRun(tiles, head, facts)) candidates.push(tiles);
       }
     }
   }
@@ -78,9 +76,28 @@ export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries:
   return small.length > 0 ? small : candidates;
 }
 
-/** The whole head dimension, then ever shorter chunks of it. */
+function canRun(tiles: PrefillTiles, head: HeadShape, facts: AdapterFacts): boolean {
+  return (
+    prefillMemory(tiles, head) <= facts.workgroupMemory &&
+    tiles.rowThreads * tiles.columnThreads <= facts.workgroupThreads &&
+    registers(tiles, head) <= REGISTER_BUDGET
+  );
+}
+
+/** What was fastest on an H100 (NOTES.md): head dimensions to 64 and to 128, in float32 and float16. */
+function measuredTiles({ depthQuads, valueQuads, elementBytes }: HeadShape): PrefillTiles[] {
+  const quads = Math.max(depthQuads, valueQuads);
+  if (quads < 8 || quads > 32) return [];
+  const tiles = (
+    [queryTile, keyTile, rowThreads, columnThreads]: readonly [number, number, number, number],
+    valueSteps: number,
+    queriesStay: boolean,
+  ) => [{ queryTile, keyTile, rowThreads, columnThreads, depthChunk: 8, valueSteps, queriesStay }];
+  if (quads <= 16) return tiles(elementBytes === 4 ? [64, 64, 16, 8] : [64, 32, 16, 8], 4, true);
+  return elementBytes === 4 ? tiles([64, 32, 16, 8], 2, false) : tiles([64, 64, 16, 16], 4, true);
+}
+
+/** At most eight quads at a time: more take registers to fetch. Then ever shorter chunks. */
 function chunksOf(depthQuads: number): number[] {
-  const chunks = [depthQuads];
-  for (const chunk of [32, 16, 8, 4]) if (chunk < depthQuads) chunks.push(chunk);
-  return chunks;
+  return [Math.min(8, depthQuads), ...[4, 2, 1].filter((chunk) => chunk < depthQuads)];
 }
