@@ -110,12 +110,11 @@ size_t take(size_t &end, size_t bytes) {
   return offset;
 }
 
-const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
-  if (const char *wrong = check(c)) return wrong;
-  Device device;
-  if (const cudaError_t error = read_device(device); error != cudaSuccess) return cudaGetErrorString(error);
-  plan = {};
-  AttentionParams &p = plan.params;
+int element_bytes(const OrtFlashAttention &c) { return c.element == ORTFLASH_FLOAT32 ? 4 : 2; }
+
+// What the kernels take from the call as it is.
+AttentionParams params_of(const OrtFlashAttention &c) {
+  AttentionParams p{};
   p.batch = c.batch;
   p.query_heads = c.query_heads;
   p.key_heads = c.key_heads;
@@ -139,68 +138,91 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   p.right_window = c.right_window;
   p.is_causal = c.is_causal != 0;
   p.align_end = c.align_end != 0;
+  return p;
+}
 
-  const int element_bytes = c.element == ORTFLASH_FLOAT32 ? 4 : 2;
-  const bool has_past = c.past_key != nullptr || c.present_key != nullptr;
-  size_t end = 0;
-  if (has_past) {
-    const auto present = [&](int dimension, void *given, OrtFlashTensor &tensor, size_t &offset) {
-      const size_t bytes = size_t(c.batch) * c.key_heads * p.keys * dimension * element_bytes;
-      offset = given ? 0 : take(end, bytes);
-      const int64_t row = int64_t{p.keys} * dimension;
-      tensor = {given, row * c.key_heads, row, dimension, 1};
-    };
-    present(c.head_dimension, c.present_key, p.key, plan.present_key);
-    present(c.value_dimension, c.present_value, p.value, plan.present_value);
-  }
+// With a past, kernels read present keys and values, which the append step has put together, where the caller wants them
+// or else in workspace.
+void plan_present(const OrtFlashAttention &c, Plan &plan) {
+  if (!c.past_key && !c.present_key) return;
+  const int64_t keys = plan.params.keys;
+  const auto present = [&](int dimension, void *given, OrtFlashTensor &tensor, size_t &offset) {
+    const int64_t head = keys * dimension;
+    if (!given) offset = take(plan.workspace, size_t(head) * c.batch * c.key_heads * element_bytes(c));
+    tensor = {given, head * c.key_heads, head, dimension, 1};
+  };
+  present(c.head_dimension, c.present_key, plan.params.key, plan.present_key);
+  present(c.value_dimension, c.present_value, plan.params.value, plan.present_value);
+}
 
-  // In plain mode a masked key has no weight and the kernels multiply with the scale inside exp2.
-  const bool finite = std::isfinite(c.masked_value);
-  // Below this no score of a visible key can lie, so masked keys weigh nothing beside one: the type's own lowest number.
+// Whether masked keys can be left out, and whether scores need more than a scale, which goes into the exponential.
+void plan_rules(const OrtFlashAttention &c, Plan &plan) {
+  AttentionParams &p = plan.params;
+  // No score of a visible key lies below this, the type's own lowest number: such a masked key weighs nothing beside one.
   const float lowest = c.element == ORTFLASH_FLOAT16 ? -65504.0f : -1e30f;
-  const bool no_weight = !finite || (c.masked_value <= lowest && every_query_sees_a_key(c, p.keys));
+  const bool no_weight =
+      !std::isfinite(c.masked_value) || (c.masked_value <= lowest && every_query_sees_a_key(c, p.keys));
   p.visit_all_keys = !no_weight;
   p.masked_score = no_weight ? -INFINITY : c.masked_value;
   plan.rules = c.mask.kind != ORTFLASH_MASK_NONE || c.softcap > 0.0f || p.visit_all_keys || !(c.scale > 0.0f);
-  const int mask_bytes = c.mask.kind == ORTFLASH_MASK_BOOLEAN ? 1 : element_bytes;
+}
+
+// Which tensors can be read and written 16 bytes at a time. Workspace is aligned.
+void plan_access(const OrtFlashAttention &c, AttentionParams &p) {
+  const int bytes = element_bytes(c), mask_bytes = c.mask.kind == ORTFLASH_MASK_BOOLEAN ? 1 : bytes;
   p.wide_mask = c.mask.key == 1 && (c.mask.batch | c.mask.head | c.mask.query) % 8 == 0 &&
                 reinterpret_cast<uintptr_t>(c.mask.data) % (8 * mask_bytes) == 0;
-  // Where the data's address comes from workspace it is aligned.
-  p.wide_loads = is_wide(p.query, p.head_dimension, element_bytes, c, p.query_heads, p.queries) &&
-                 is_wide(p.key, p.head_dimension, element_bytes, c, p.key_heads, p.keys) &&
-                 is_wide(p.value, p.value_dimension, element_bytes, c, p.key_heads, p.keys);
-  p.wide_stores = is_wide(p.output, p.value_dimension, element_bytes, c, p.query_heads, p.queries);
+  p.wide_loads = is_wide(p.query, p.head_dimension, bytes, c, p.query_heads, p.queries) &&
+                 is_wide(p.key, p.head_dimension, bytes, c, p.key_heads, p.keys) &&
+                 is_wide(p.value, p.value_dimension, bytes, c, p.key_heads, p.keys);
+  p.wide_stores = is_wide(p.output, p.value_dimension, bytes, c, p.query_heads, p.queries);
+}
 
-  plan.multiprocessors = device.multiprocessors;
-  plan.kernel = c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, p, device) : c.kernel;
-  if (const char *wrong = check_choice(c, p, device, plan.kernel)) return wrong;
-  const int widest = std::max(p.head_dimension, p.value_dimension);
-  plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
-
-  // Heads whose keys and values stay in half of the L2 cache together.
-  const int64_t head_bytes = int64_t{p.keys} * (p.head_dimension + p.value_dimension) * element_bytes;
+// Hopper: in which order blocks take heads, and whether by turns or, where rows differ in length, from a counter.
+void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
+  AttentionParams &p = plan.params;
   const bool unequal = p.is_causal || p.right_window >= 0 || p.left_window >= 0;
+  // Heads whose keys and values stay in half of the L2 cache together.
+  const int64_t head_bytes = int64_t{p.keys} * (p.head_dimension + p.value_dimension) * element_bytes(c);
   const int64_t fitting = unequal ? device.l2_bytes / 2 / std::max<int64_t>(head_bytes, 1) * p.heads_per_key : 1;
   p.heads_at_once = static_cast<int>(std::clamp<int64_t>(fitting, 1, std::max(1, p.batch * p.query_heads)));
-
   plan.counts_work = plan.kernel == ORTFLASH_HOPPER && unequal;
-  if (plan.counts_work) plan.work_counter = take(end, sizeof(int));
+  if (plan.counts_work) plan.work_counter = take(plan.workspace, sizeof(int));
+}
 
+// Decode: splits of the keys, enough for two blocks a multiprocessor, none under 128 keys.
+void plan_splits(const Device &device, Plan &plan) {
+  AttentionParams &p = plan.params;
   p.splits = 1;
   p.keys_per_split = std::max(p.keys, 1);
-  if (plan.kernel == ORTFLASH_DECODE) {
-    const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
-    const int64_t wanted = divide_up(2 * device.multiprocessors, std::max<int64_t>(blocks, 1));
-    const int64_t steps = divide_up(p.keys, 64);
-    p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(2, divide_up(steps, wanted)));
-    p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
-    if (p.splits > 1) {
-      const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
-      plan.partial_output = take(end, rows * p.value_dimension * sizeof(float));
-      plan.partial_softmax = take(end, rows * sizeof(float2));
-    }
-  }
-  plan.workspace = end;
+  if (plan.kernel != ORTFLASH_DECODE) return;
+  const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
+  const int64_t wanted = divide_up(2 * device.multiprocessors, std::max<int64_t>(blocks, 1));
+  const int64_t steps = divide_up(p.keys, 64);
+  p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(2, divide_up(steps, wanted)));
+  p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
+  if (p.splits == 1) return;
+  const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
+  plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
+  plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
+}
+
+const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
+  if (const char *wrong = check(c)) return wrong;
+  Device device;
+  if (const cudaError_t error = read_device(device); error != cudaSuccess) return cudaGetErrorString(error);
+  plan = {};
+  plan.params = params_of(c);
+  plan.multiprocessors = device.multiprocessors;
+  plan_present(c, plan);
+  plan_rules(c, plan);
+  plan_access(c, plan.params);
+  plan.kernel = c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, plan.params, device) : c.kernel;
+  if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
+  const int widest = std::max(c.head_dimension, c.value_dimension);
+  plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+  plan_order(c, device, plan);
+  plan_splits(device, plan);
   return nullptr;
 }
 

@@ -1,0 +1,54 @@
+/** The CUDA kernels on a GPU: the standalone harness, and the operator through ONNX Runtime's CUDA provider. */
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import anyTest, { type TestFn } from 'ava';
+import { cudaProviderPath, customOpLibraryPath, onnxRuntimePath, packageFolder } from './node-paths.js';
+import { type Random, writeRandomCase } from './test/operator-cases.js';
+
+function runs(command: string, ...args: string[]): boolean {
+  try {
+    execFileSync(command, args, { stdio: 'ignore' });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+const hasGpu = runs('nvidia-smi', '-L');
+const build = join(packageFolder(), 'kernels-cuda', 'build');
+// Each needs a GPU and what `npm run build:cuda` made: the library, and with the argument `harness` the harness.
+const withHarness = (hasGpu && existsSync(join(build, 'harness')) ? anyTest.serial : anyTest.skip) as TestFn;
+const headers = process.env.ORT_FLASH_ONNXRUNTIME_HEADERS ?? join(build, 'onnxruntime-1.29.0-headers');
+const hasSession = [customOpLibraryPath(), cudaProviderPath(), headers].every((path) => existsSync(path));
+const withSession = (hasGpu && hasSession ? anyTest.serial : anyTest.skip) as TestFn;
+
+withHarness('random calls of every kernel agree with double precision', (t) => {
+  t.timeout(9 * 60_000);
+  const seed = String(Math.floor(Math.random() * 1e6));
+  const arguments_ = ['--cases', '300', '--seed', seed];
+  const output = execFileSync(join(build, 'harness'), arguments_, { encoding: 'utf8' });
+  t.log(`seed ${seed}`, output);
+  t.regex(output, /automatic {2,}300 calls, 0 failed/);
+});
+
+withSession('random models through ONNX Runtime’s CUDA provider agree with the reference', (t) => {
+  t.timeout(5 * 60_000);
+  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-gpu-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const runner = join(folder, 'session');
+  const source = join(packageFolder(), 'kernels-cuda', 'test', 'session.cpp');
+  execFileSync('g++', ['-std=c++17', '-O1', '-isystem', headers, '-o', runner, source, '-ldl']);
+  const random: Random = (below) => Math.random() * below;
+  const types = ['float32', 'float16', 'bfloat16'] as const;
+  const cases = Array.from({ length: 60 }, (_, i) => {
+    const target = join(folder, `case-${i}`);
+    writeRandomCase(random, types[i % 3]!, target);
+    return target;
+  });
+  // The runner exits with 1 where a case fails, and its lines say which.
+  const command = [onnxRuntimePath(), customOpLibraryPath(), 'cuda', ...cases];
+  const output = execFileSync(runner, command, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+  t.is(output.match(/^ok /gm)?.length, cases.length, output);
+});
