@@ -107,6 +107,8 @@ export class Affine {
     const exact = this.rest.dividedExactlyBy(size);
     if (exact) quotient = quotient.plus(exact);
     else remainder = remainder.plus(this.rest);
+    // Where there is an element, no size is 0.
+    if (remainder.value === 0) return { quotient, remainder };
     if (!isNeverPositive(remainder.times(-1)) || !isNeverPositive(remainder.minus(size).plus(1))) return undefined;
     return { quotient, remainder };
   }
