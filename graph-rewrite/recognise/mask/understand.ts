@@ -44,6 +44,9 @@ interface Situation {
  *   - or where every key that is out has one and the same score, or −∞: see {@link outcomeOf}. So has the fill that is
  *     put in the scores' place, or added and so low that adding a score does not change it.
  *
+ * Taken for granted, as by the exporters: scores and biases are smaller than {@link LARGEST_SCORE}, positions are below
+ * 2²⁴, and a size that has a name is not 1 in just one of two tensors that meet.
+ *
  * @param site TensorProto data type of the queries, and whether the softmax has an extra logit.
  * @returns undefined where nothing is gained, or nothing could be proven: the masks then stay as they are.
  */
