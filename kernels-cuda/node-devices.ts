@@ -92,10 +92,9 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
       return openCuda(provider, model, options);
     case 'webgpu':
       return {
-        handler: await openWebGpuSession(model, options),
+        ...(await openWebGpuSession(model, options)),
         device: 'webgpu',
         engine: 'onnxruntime-web',
-        notes: [],
       };
     case 'cpu':
       return openCpu(provider, model, options);

@@ -23,9 +23,14 @@ export interface GpuCounts {
 
 export const counts: GpuCounts = { maps: 0, buffers: new Set() };
 
+/** Makes Dawn find SwiftShader; to be called before it is loaded. */
+export function useTestAdapter(): void {
+  if (!wantsHardware) process.env.VK_ICD_FILENAMES = SWIFTSHADER;
+}
+
 /** Loads `ort-flash/web` in Node, quiet, with WebGPU's buffers and readbacks counted. */
 export async function loadWeb(): Promise<Ort> {
-  if (!wantsHardware) process.env.VK_ICD_FILENAMES = SWIFTSHADER;
+  useTestAdapter();
   const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
   await installNodeWebGpu();
   countCalls();

@@ -105,6 +105,9 @@ export function readBack(
   device.queue.submit([encoder.finish()]);
   return staging
     .mapAsync(GPUMapMode.READ)
-    .then(() => sources.map(({ bytes }, i) => staging.getMappedRange().slice(offsets[i]!, offsets[i]! + bytes)))
+    .then(() => {
+      const mapped = staging.getMappedRange();
+      return sources.map(({ bytes }, i) => mapped.slice(offsets[i]!, offsets[i]! + bytes));
+    })
     .finally(() => staging.destroy());
 }
