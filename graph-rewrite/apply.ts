@@ -1,5 +1,5 @@
 import type { FunctionTable } from './functions.js';
-import { NodeList } from './graph/builder.js';
+import { makeNode, NodeList } from './graph/builder.js';
 import type { Graph, Node } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
 import type { NodeProto } from './onnx/proto.js';
@@ -8,11 +8,13 @@ import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './op/definiti
 import { formatLayout, isMerged, parseLayout } from './op/layout.js';
 import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './op/node.js';
 import type { FusedSite } from './op/site.js';
+import type { BatchExpansion } from './recognise/broadcast.js';
 import { readCache } from './recognise/cache.js';
 import { type EmittedMask, emitMask, emitReshape } from './recognise/emit.js';
 import { hasBand } from './recognise/mask/bands.js';
 import { understandOperatorMask } from './recognise/mask/operator.js';
 import type { UnderstoodMasks } from './recognise/mask/understand.js';
+import type { SinkPlacement } from './recognise/masks.js';
 import type { OperatorSite } from './recognise/operator.js';
 import { refuse } from './recognise/refusal.js';
 import type { Site } from './recognise/site.js';
@@ -36,14 +38,15 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const type = dataTypeName(site.type) as DataTypeName;
   const list = new NodeList(graph, site.output.value.name);
   const mask = emitMask(site.masks, type, { list, anchor, inference });
-  let query = site.query.value.name;
+  let query = site.expansion ? expandQuery(site, site.expansion, list) : site.query.value.name;
   for (const { value, divide, reshape } of site.factors) {
     const factor = reshape ? emitReshape(value, reshape, { list, anchor, inference }) : value.name;
     query = list.add(divide ? 'Div' : 'Mul', [query, factor]);
   }
-  const sink =
-    site.sink &&
-    (site.sink.isVector ? site.sink.value.name : list.add('Reshape', [site.sink.value.name, list.ints([-1])]));
+  const sink = site.sink && emitSink(site.sink, type, list);
+  const isWidened = site.valueType !== site.type;
+  const V = isWidened ? list.add('Cast', [site.value.value.name], { to: site.type }) : site.value.value.name;
+  const Y = isWidened ? graph.model.freshName(`${site.output.value.name}/wide`) : site.output.value.name;
   const attributes = siteAttributes(site, mask);
   const variant: FunctionVariant = {
     attributes,
@@ -58,18 +61,32 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
     inputs: {
       Q: query,
       K: site.key.value.name,
-      V: site.value.value.name,
+      V,
       ...(mask ? { attn_mask: mask.name } : {}),
       ...(sink === undefined ? {} : { sink }),
     },
-    outputs: { Y: site.output.value.name },
-    name: site.output.value.name,
+    outputs: { Y },
+    name: Y,
     overload: functions.overload(variant),
   };
   for (const tensor of list.initializers) graph.addInitializer(tensor);
-  const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call)], site.nodes);
-  const node = absorbCache({ node: nodes.at(-1)!, call, variant }, site.sizes, functions, inference);
+  const narrowed = isWidened ? [makeNode('Cast', [Y], [site.output.value.name], { to: site.valueType })] : [];
+  const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call), ...narrowed], site.nodes);
+  const node = absorbCache({ node: nodes[list.nodes.length]!, call, variant }, site.sizes, functions, inference);
   return { node, attributes: readAttributes(node.proto), mask };
+}
+
+/** Queries without a batch, as many times as the keys have samples. */
+function expandQuery({ query, key }: Site, { axis, rank, keyAxis }: BatchExpansion, list: NodeList): string {
+  const batch = list.add('Gather', [list.add('Shape', [key.value.name]), list.ints([keyAxis])], { axis: 0 });
+  const ones = (count: number) => (count > 0 ? [list.ints(Array<number>(count).fill(1))] : []);
+  const shape = list.add('Concat', [...ones(axis), batch, ...ones(rank - 1 - axis)], { axis: 0 });
+  return list.add('Expand', [query.value.name, shape]);
+}
+
+function emitSink({ value, isVector, uniform }: SinkPlacement, type: DataTypeName, list: NodeList): string {
+  if (uniform) return list.add('Expand', [list.scalar(uniform.value, type), list.ints([uniform.heads])]);
+  return isVector ? value.name : list.add('Reshape', [value.name, list.ints([-1])]);
 }
 
 /** The mask spans the keys or is broadcast over them; a finite value in place of scores leaves no row without a key. */

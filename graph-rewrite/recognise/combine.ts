@@ -17,6 +17,8 @@ export interface MaskTerm {
   readonly factor: number;
   readonly keepWhere: boolean;
   readonly fill: number;
+  /** Additive: where it takes a key out, the score itself is 0 as well. */
+  readonly replaces?: boolean;
 }
 
 /** A factor on the scores that is the same for all keys. */

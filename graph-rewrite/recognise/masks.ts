@@ -4,6 +4,7 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, align, leavesOf } from './atoms.js';
 import type { MaskTerm, SinkTerm } from './combine.js';
 import { candidates } from './operands.js';
+import { uniformValue } from './scores.js';
 
 /** Axes of the scores. */
 export type ScoreAxis = 'B' | 'H' | 'Q' | 'K';
@@ -116,6 +117,8 @@ const NAMES: Record<ScoreAxis, string> = { B: 'batch', H: 'heads', Q: 'queries',
 export interface SinkPlacement {
   readonly value: Value;
   readonly isVector: boolean;
+  /** Set where the sink is one constant for all heads, which has to be made a vector of this size. */
+  readonly uniform?: { readonly value: number; readonly heads: number };
 }
 
 /** Finds the vector of one logit a head behind a sink's column; a reason where there is none. */
@@ -133,5 +136,10 @@ export function placeSink(term: SinkTerm, axes: ScoreAxes, inference: Inference)
     const perHead = stored.length === heads.length && stored.every((leaf, i) => partner.get(leaf) === heads[i]);
     if (fits && perHead) return { value: root, isVector: view.root.length === 1 };
   }
+  // A column of zeros is "softmax plus one".
+  const value = uniformValue(term.value, inference);
+  const heads = product(axes.H.map((leaf) => leaf.size)).value;
+  if (value !== undefined && Number.isFinite(value) && heads !== undefined)
+    return { value: term.value, isVector: false, uniform: { value, heads } };
   return 'a sink is not one logit a head';
 }

@@ -5,6 +5,7 @@ import type { Inference } from '../shape/inference.js';
 import type { Dimension } from './atoms.js';
 import { type Contraction, contractedLabels, readContraction } from './contraction.js';
 import { refuse } from './refusal.js';
+import { joinSelections } from './selections.js';
 import { identityView, isInferenceDropout, stepView, type View } from './view.js';
 
 /** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
@@ -20,7 +21,14 @@ export type ScoreStep =
   | { readonly kind: 'tanh' }
   /** One number for all keys is added: a constant, or (`value`) something that may vary along other dimensions. */
   | { readonly kind: 'shift'; readonly by?: { readonly value: Value; readonly dimensions: readonly Dimension[] } }
-  | { readonly kind: 'add'; readonly value: Value; readonly negate: boolean; readonly dimensions: readonly Dimension[] }
+  | {
+      readonly kind: 'add';
+      readonly value: Value;
+      readonly negate: boolean;
+      readonly dimensions: readonly Dimension[];
+      /** Where it takes a key out, the score itself is 0 as well. */
+      readonly replaces?: boolean;
+    }
   /** Scores where the condition is `keepWhere`, `fill` elsewhere. */
   | {
       readonly kind: 'select';
@@ -91,7 +99,7 @@ export function traceScores(input: Value, inference: Inference): ScoreTrace {
     }
     current = output;
   }
-  return { product, steps, nodes: path.nodes, view, base };
+  return { product, steps: joinSelections(steps, inference), nodes: path.nodes, view, base };
 }
 
 interface DeadEnd {
@@ -261,7 +269,8 @@ export function uniformValue(value: Value, inference: Inference): number | undef
 
 /** x − max(x): where the maximum is over the keys, a softmax is the same with and without. */
 function isMaximum(value: Value, scores: Value, node: Node): boolean {
-  const reduce = value.producer;
+  let reduce = value.producer;
+  while (reduce?.is('Identity', 'Unsqueeze', 'Reshape')) reduce = reduce.inputs[0]?.producer;
   return reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores && node.inputs[1] === value;
 }
 

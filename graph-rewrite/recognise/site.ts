@@ -3,6 +3,7 @@ import { formatLayout, isMerged, parseLayout } from '../op/layout.js';
 import { type Expression, product } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf } from './atoms.js';
+import { type BatchExpansion, expandBatch } from './broadcast.js';
 import { combineSteps, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
 import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
@@ -41,6 +42,8 @@ export interface Connection {
 export interface Site {
   readonly softmax: SoftmaxForm;
   readonly query: Connection;
+  /** Set where the queries have no batch and are to be expanded. */
+  readonly expansion: BatchExpansion | undefined;
   readonly key: Connection;
   readonly value: Connection;
   readonly output: Connection;
@@ -54,8 +57,10 @@ export interface Site {
   readonly keyHeads: Expression;
   readonly headDimension: Expression;
   readonly valueDimension: Expression;
-  /** TensorProto data type of query, key, value and output. */
+  /** TensorProto data type of query and key, in which the site is computed. */
   readonly type: number;
+  /** That of value and output, which may be narrower. */
+  readonly valueType: number;
   /** Every node that the operator replaces; those that nothing else needs go away. */
   readonly nodes: readonly Node[];
   readonly form: string;
@@ -73,10 +78,13 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
     return refuse(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
   // The plan that leaves the least to execute; among equals the first, which is the usual reading of the dimensions.
   const best = usable.reduce((a, b) => (saving(b) > saving(a) ? b : a));
-  const type = commonType(joint, best, inference);
+  const { type, valueType } = commonTypes(joint, best, inference);
   const found = understandMasks(best.masks, best.axes, { type, hasSink: best.sink !== undefined }, inference);
   const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
-  checkCasts([...formula.casts, ...joint.probabilityCasts], type, { ...best, masks: masks.rest }, inference);
+  checkCasts(joint.probabilityCasts, valueType, best.query.value);
+  checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);
+  const unread = masks.rest.find(({ term }) => term.kind === 'additive' && term.replaces);
+  if (unread) refuse('the scores are multiplied by a mask that is not understood', unread.term.value);
   const nodes = [trace.nodes, softmax.nodes, joint.probabilityNodes, [joint.second.node]].flat();
   const absorbed = [best.query, best.key, best.value, best.output].flatMap((c) => c.absorbed);
   return {
@@ -86,6 +94,7 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
     formula,
     scale: formula.scale * best.factor,
     type,
+    valueType,
     nodes: [...nodes, ...absorbed],
     form: `${trace.product.node.opType} · ${softmax.nodes.map((n) => n.opType).join(' ')} · ${joint.second.node.opType}`,
   };
@@ -252,6 +261,7 @@ interface Plan
   extends Pick<
     Site,
     | 'query'
+    | 'expansion'
     | 'key'
     | 'value'
     | 'output'
@@ -291,8 +301,10 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
     if (typeof placed === 'string') return placed;
     factors.push(placed);
   }
-  const query = placements(joint.query, queryAxes, factors.length > 0).find((p) => p.heads.equals(heads));
-  if (!query) return 'the queries are repeated along the batch or the heads';
+  const ofAllHeads = (p: Placed) => p.heads.equals(heads);
+  const batched = placements(joint.query, queryAxes, factors.length > 0).find(ofAllHeads);
+  const query = batched ?? placements(joint.query, { ...queryAxes, B: [] }).find(ofAllHeads);
+  if (!query || (!batched && factors.length > 0)) return 'the queries are repeated along the batch or the heads';
   const keys = placements(joint.key, keyAxes);
   const values = placements(joint.value, keyAxes).filter((p) => p.factor === 1);
   const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
@@ -300,11 +312,14 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
   const output = outputPlacement(joint.output, queryAxes, heads);
   if (!output) return 'the output has its dimensions in an order that no layout says';
   const [key, value] = pair;
+  const expansion = batched ? undefined : expandBatch(query.layout, key.layout);
+  if (!batched && !expansion) return 'the queries are repeated along the batch';
   const fixedHeads = [query, key, value, output].every((c) => !isMerged(parseLayout(c.layout), 'H'));
   if (heads.value === undefined && !fixedHeads) return 'the number of heads is not a constant';
   const own = (s: Side) => product(s.options[0]!.alignment.own.map((a) => a.size));
   return {
-    query,
+    query: expansion ? { ...query, layout: expansion.layout } : query,
+    expansion,
     key,
     value,
     output,
@@ -357,28 +372,39 @@ const FLOAT16 = 10;
 const DOUBLE = 11;
 const BFLOAT16 = 16;
 
-function commonType(joint: Joint, plan: Plan, inference: Inference): number {
+interface Types {
+  readonly type: number;
+  readonly valueType: number;
+}
+
+function commonTypes(joint: Joint, plan: Plan, inference: Inference): Types {
   const type = inference.of(plan.query.value).type;
   if (type === undefined) return refuse('the data type of the queries is not known', joint.query.operand);
   if (![FLOAT, FLOAT16, DOUBLE, BFLOAT16].includes(type))
     return refuse('the queries have no floating-point type', joint.query.operand);
-  for (const c of [plan.key, plan.value, plan.output]) {
-    if (inference.of(c.value).type !== type)
-      return refuse('queries, keys, values and output have different data types', c.value);
-  }
-  return type;
+  if (inference.of(plan.key.value).type !== type)
+    return refuse('queries and keys have different data types', plan.key.value);
+  const valueType = inference.of(plan.value.value).type;
+  // Queries and keys that were widened for their product: what follows is then computed as wide, and rounded once.
+  const widened = type === FLOAT && (valueType === FLOAT16 || valueType === BFLOAT16);
+  if (valueType === undefined || (valueType !== type && !widened) || inference.of(plan.output.value).type !== valueType)
+    return refuse('queries, keys, values and output have different data types', plan.value.value);
+  return { type, valueType };
 }
 
-/** Casts on the way to the softmax may only add precision. */
-function checkCasts(casts: readonly number[], type: number, plan: Plan, inference: Inference): void {
+/** Casts may only add precision. */
+function checkCasts(casts: readonly number[], type: number, at: Value): void {
   const width = (t: number) => (t === DOUBLE ? 3 : t === FLOAT ? 2 : t === FLOAT16 || t === BFLOAT16 ? 1 : 0);
-  for (const cast of casts) {
+  for (const cast of casts)
     if (width(cast) < width(type) || (width(cast) === 1 && cast !== type))
-      refuse('the scores or the probabilities are cast to a narrower type', plan.query.value);
-  }
+      refuse('the scores or the probabilities are cast to a narrower type', at);
+}
+
+function checkTypes(casts: readonly number[], type: number, plan: Plan, inference: Inference): void {
+  checkCasts(casts, type, plan.query.value);
   for (const { value } of plan.factors)
     if (inference.of(value).type !== type) refuse('a factor has another data type than the queries', value);
-  if (plan.sink && inference.of(plan.sink.value).type !== type)
+  if (plan.sink && !plan.sink.uniform && inference.of(plan.sink.value).type !== type)
     refuse('the sink has another data type than the queries', plan.sink.value);
   for (const { term } of plan.masks) {
     const maskType = inference.of(term.value).type;

@@ -3,6 +3,7 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { compareTensors } from '../../cli/verify/compare.js';
 import { decodeModel, encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { validateModel } from '../../graph-rewrite/onnx/validate.js';
+import { numberToHalf } from '../../graph-rewrite/op/half.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import type { FuzzModel } from './attention.js';
 import type { FuzzInput } from './graph.js';
@@ -25,6 +26,9 @@ const CROSS: readonly Sizes[] = [
 
 /** Largest difference allowed as a share of the largest magnitude: a few float32 roundings of short sums. */
 const TOLERANCE = 2e-5;
+
+/** Two units in float16's last place: the original rounds scores and probabilities as well as the result. */
+const HALF_TOLERANCE = 2e-3;
 
 const OPTIONS: InferenceSession.SessionOptions = {
   logSeverityLevel: 4,
@@ -109,7 +113,8 @@ async function compareOne(
     if (difference.mismatch) return `${name}: ${difference.mismatch}`;
     if (difference.onlySecondUndefined > 0) return `${name}: NaN`;
     if (difference.onlyFirstUndefined > 0 && !fuzz.mayEmptyRows) return `${name}: was NaN`;
-    if (difference.largest > (fuzz.isCoarse ? 100 : 1) * TOLERANCE * Math.max(difference.scale, 1e-3))
+    const tolerance = (a as Tensor).type === 'float16' ? HALF_TOLERANCE : TOLERANCE;
+    if (difference.largest > (fuzz.isCoarse ? 100 : 1) * tolerance * Math.max(difference.scale, 1e-3))
       return `${name} differs by ${difference.largest} of ${difference.scale}`;
   }
   return undefined;
@@ -152,6 +157,12 @@ function makeFeeds({ inputs, sizes, lengths }: FuzzModel, open: Sizes, seed: num
         return new Tensor(
           'int64',
           BigInt64Array.from(numbers, (n) => (n < share ? 1n : 0n)),
+          shape,
+        );
+      case 'float16':
+        return new Tensor(
+          'float16',
+          Uint16Array.from(numbers, (n) => numberToHalf(n * 4 - 2, 'float16')),
           shape,
         );
       case 'float64':
