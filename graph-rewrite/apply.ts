@@ -2,7 +2,7 @@ import type { FunctionTable } from './functions.js';
 import { makeNode, NodeList } from './graph/builder.js';
 import type { Graph, Node } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
-import type { NodeProto } from './onnx/proto.js';
+import { DataType, type NodeProto } from './onnx/proto.js';
 import type { FunctionVariant } from './op/body.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './op/definition.js';
 import { formatLayout, isMerged, parseLayout } from './op/layout.js';
@@ -300,7 +300,6 @@ function siteAttributes(site: Site, mask: EmittedMask | undefined): FlashAttenti
   const keyMerged = needs(site.key.layout, site.value.layout);
   if ((queryMerged && heads === undefined) || (keyMerged && keyHeads === undefined))
     refuse('the number of heads is not a constant', site.output.value);
-  const widest = site.formula.casts.reduce((a, b) => Math.max(a, b), 0);
   return {
     ...DEFAULT_ATTRIBUTES,
     ...layouts,
@@ -314,8 +313,18 @@ function siteAttributes(site: Site, mask: EmittedMask | undefined): FlashAttenti
     alignEnd: site.masks.alignEnd,
     maskedValue: mask?.maskedValue ?? site.masks.maskedValue,
     maskPeriod: mask?.period ?? 0,
-    softmaxPrecision: site.formula.casts.some((c) => c !== site.type) ? widest : 0,
+    softmaxPrecision: softmaxPrecision(site),
   };
+}
+
+/**
+ * The type in which the softmax is computed at least. Scores of 16 bits keep every digit that they ever had; wider ones
+ * that are back in their own type are masked in that type, in which a fill takes in every score.
+ */
+function softmaxPrecision({ formula: { casts }, type }: Site): number {
+  const isHalf = type === DataType.FLOAT16 || type === DataType.BFLOAT16;
+  const wide = casts.filter((cast, i) => cast !== type && (isHalf || i === casts.length - 1));
+  return wide.reduce((a, b) => Math.max(a, b), 0);
 }
 
 type KnownSizes = NonNullable<FunctionVariant['known']>;

@@ -59,6 +59,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
   const factors: QueryFactor[] = [];
   const shifts: Shift[] = [];
   let shifted = false;
+  let shiftedMasks = false;
   const casts: number[] = [];
   let sink: SinkTerm | undefined;
   for (const step of steps) {
@@ -82,6 +83,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         capped = true;
         break;
       case 'add':
+        if (shiftedMasks) refuse('a mask is added to masked scores that their maximum was taken from', step.value);
         masks.push({ ...step, kind: 'additive', factor: step.negate ? -1 : 1, keepWhere: true, fill: 0 });
         break;
       case 'select':
@@ -96,6 +98,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
       case 'shift':
         shifted = true;
         if (step.by) shifts.push(step.by);
+        if (step.by && masks.length > 0) shiftedMasks = true;
         break;
       case 'sink':
         if (shifted) refuse('a sink is joined to scores that a number was added to', step.value);
