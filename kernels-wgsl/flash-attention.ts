@@ -105,8 +105,16 @@ export class FlashAttention {
     const known = this.#prepared.get(key);
     if (known !== undefined) return known;
     const plan = planAttention(problem, this.facts, this.#tuned(problem, options));
-    await Promise.all(plan.dispatches.map((dispatch) => this.#compile(dispatch)));
+    await this.compile(plan);
     return this.#finish(key, problem, plan);
+  }
+
+  /**
+   * Compiles a plan's pipelines, which are remembered: to warm up before the first call.
+   * @throws OrtFlashError `device` where one does not compile.
+   */
+  async compile(plan: AttentionPlan): Promise<void> {
+    await Promise.all(plan.dispatches.map((dispatch) => this.#compile(dispatch)));
   }
 
   /**

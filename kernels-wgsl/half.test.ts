@@ -1,0 +1,101 @@
+/** float16 kernels, the subgroup-matrix one among them: on a GPU that has them (`npm run test:gpu`), skipped elsewhere. */
+import test from 'ava';
+import fc from 'fast-check';
+import { DEFAULT_ATTRIBUTES } from '../graph-rewrite/op/definition.js';
+import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
+import { resolveProblem } from '../graph-rewrite/op/problem.js';
+import { referenceAttention } from '../graph-rewrite/op/reference.js';
+import { FlashAttention, type PlanOptions } from './index.js';
+import { openDevice } from './testing/device.js';
+import { callSpecs, makeCall, randomNumbers, relativeError } from './testing/problems.js';
+import { runAttention } from './testing/run.js';
+
+const { device, adapter } = await openDevice();
+const flash = FlashAttention.create(device, { adapterInfo: adapter.info });
+test.after.always(() => device.destroy());
+
+const onHalf = flash.facts.halfFloats ? test.serial : test.serial.skip;
+const onMatrices = flash.facts.subgroupMatrices.length > 0 ? test.serial : test.serial.skip;
+
+/** Weights and outputs are rounded to float16, each to 2⁻¹¹ of itself. */
+const TOLERANCE = 2e-3;
+
+onHalf('random float16 calls of every kind agree with the reference', async (t) => {
+  const plans: fc.Arbitrary<PlanOptions> = fc.constantFrom(
+    {},
+    { kernel: 'prefill' as const },
+    { kernel: 'decode' as const },
+  );
+  await fc.assert(
+    fc.asyncProperty(callSpecs, plans, async (spec, plan) => {
+      const call = makeCall({ ...spec, type: 'float16' });
+      const expected = referenceAttention(call.problem, call.reference);
+      const { Y } = await runAttention(flash, call.problem, call.gpu, plan);
+      const error = relativeError(Y, expected.Y);
+      if (!(error < TOLERANCE)) throw new Error(`error ${error}`);
+    }),
+    { numRuns: Number(process.env.ORT_FLASH_RUNS ?? 60), seed: 5, includeErrorInReport: true, endOnFailure: true },
+  );
+  t.pass();
+});
+
+/** Root mean square of the differences. */
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i]! - b[i]!) ** 2;
+  return Math.sqrt(sum / a.length);
+}
+
+async function errorOverRounding(options: PlanOptions, queries: number, dimension: number): Promise<number> {
+  const random = randomNumbers(11);
+  const shape = (tokens: number) => [1, 2, tokens, dimension];
+  const tensor = (type: 'float16' | 'float32', tokens: number) => ({ type, shape: shape(tokens) });
+  const keys = 600;
+  const describe = (type: 'float16' | 'float32') =>
+    resolveProblem(DEFAULT_ATTRIBUTES, { Q: tensor(type, queries), K: tensor(type, keys), V: tensor(type, keys) });
+  const draw = (tokens: number) =>
+    Float32Array.from({ length: 2 * tokens * dimension }, () => (random() + random() + random() - 1.5) * 2);
+  const exact = { Q: draw(queries), K: draw(keys), V: draw(keys) };
+  const halves = {
+    Q: encodeHalf(exact.Q, 'float16'),
+    K: encodeHalf(exact.K, 'float16'),
+    V: encodeHalf(exact.V, 'float16'),
+  };
+  const truth = referenceAttention(describe('float32'), exact).Y;
+  const rounded = referenceAttention(describe('float16'), halves).Y;
+  const least = distance(decodeHalf(encodeHalf(rounded, 'float16'), 'float16'), truth);
+  const { Y } = await runAttention(flash, describe('float16'), halves, options);
+  return distance(Y, truth) / least;
+}
+
+for (const dimension of [64, 128]) {
+  onHalf(`float16 at ${dimension} loses little more than rounding inputs and output does`, async (t) => {
+    t.true((await errorOverRounding({ kernel: 'prefill' }, 200, dimension)) < 1.5);
+    t.true((await errorOverRounding({}, 1, dimension)) < 1.5);
+  });
+  onMatrices(`subgroup matrices at ${dimension} lose little more than rounding inputs and output does`, async (t) => {
+    const { kernel } = (await flash.prepare(makeCall(matrixCall(dimension)).problem)).plan;
+    t.is(kernel, 'prefill-matrix');
+    t.true((await errorOverRounding({}, 200, dimension)) < 1.5);
+  });
+}
+
+function matrixCall(dimension: number) {
+  return {
+    type: 'float16' as const,
+    batch: 1,
+    keyHeads: 1,
+    group: 1,
+    queries: 200,
+    newKeys: 64,
+    pastKeys: -1,
+    headDimension: dimension,
+    valueDimension: dimension,
+    layouts: ['BHSD', 'BHSD', 'BHSD', 'BHSD'] as const,
+    mask: { type: 'none' as const, broadcast: 0, keys: 0 },
+    attributes: {},
+    lengths: false,
+    sink: false,
+    seed: 1,
+  };
+}
