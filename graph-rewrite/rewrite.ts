@@ -5,6 +5,7 @@ import { type LoweringTarget, lowerModel } from './lower.js';
 import { measureMovement } from './movement.js';
 import type { ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
+import { FLASH_ATTENTION_DOMAIN } from './op/definition.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
@@ -40,6 +41,7 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
     sites.push(rewriteSite(place, sites.length, functions, inference));
     options.onProgress?.(sites.length, found.length);
   }
+  sites.push(...sitesInFunctions(proto, sites.length));
   if (sites.some((site) => site.fused)) {
     model.graph.commit();
     functions.install(proto);
@@ -72,6 +74,24 @@ function rewriteSite(place: Place, index: number, functions: FunctionTable, infe
     if (!(signal instanceof RefusalSignal)) throw signal;
     return { ...at, fused: false, form: formOf(place), refusal: signal.refusal };
   }
+}
+
+/** Attention inside model-local functions of others stays: one body may be called with different shapes. */
+function sitesInFunctions(proto: ModelProto, first: number): SiteReport[] {
+  const found = proto.functions
+    .filter((f) => f.domain !== FLASH_ATTENTION_DOMAIN)
+    .flatMap((f) => f.node.filter((n) => n.op_type === 'Softmax' && !n.domain).map((node) => ({ f, node })));
+  return found.map(({ f, node }, i) => ({
+    index: first + i,
+    node: node.name || `Softmax → ${node.output[0] ?? '?'}`,
+    output: node.output[0] ?? '',
+    fused: false,
+    form: 'Softmax',
+    refusal: {
+      reason: `it stands in the model-local function ${f.domain}.${f.name}: inline the model's functions first`,
+      value: node.output[0] ?? '',
+    },
+  }));
 }
 
 function formOf(place: Place): string {
