@@ -1,5 +1,5 @@
 import type { FunctionTable } from './functions.js';
-import { makeNode, NodeList } from './graph/builder.js';
+import { NodeList } from './graph/builder.js';
 import type { Graph, Node } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
 import { DataType, type NodeProto } from './onnx/proto.js';
@@ -10,14 +10,14 @@ import { type FlashAttentionNode, flashAttentionNode, readAttributes } from './o
 import type { FusedSite } from './op/site.js';
 import type { BatchExpansion } from './recognise/broadcast.js';
 import { readCache } from './recognise/cache.js';
-import { type EmittedMask, emitMask, emitReshape } from './recognise/emit.js';
+import { type EmissionPlace, type EmittedMask, emitMask, emitReshape, reshapeTo } from './recognise/emit.js';
 import { hasBand } from './recognise/mask/bands.js';
 import { understandOperatorMask } from './recognise/mask/operator.js';
 import type { UnderstoodMasks } from './recognise/mask/understand.js';
 import type { SinkPlacement } from './recognise/masks.js';
 import type { OperatorSite } from './recognise/operator.js';
 import { refuse } from './recognise/refusal.js';
-import type { Site } from './recognise/site.js';
+import type { Connection, Site } from './recognise/site.js';
 import { Expression } from './shape/expression.js';
 import type { Inference } from './shape/inference.js';
 
@@ -38,15 +38,21 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const type = dataTypeName(site.type) as DataTypeName;
   const list = new NodeList(graph, site.output.value.name);
   const mask = emitMask(site.masks, type, { list, anchor, inference });
-  let query = site.expansion ? expandQuery(site, site.expansion, list) : site.query.value.name;
+  const place = { list, anchor, inference };
+  const read = ({ value, merged }: Connection) => (merged ? emitReshape(value, merged, place) : value.name);
+  let query = site.expansion ? expandQuery(site, site.expansion, list) : read(site.query);
   for (const { value, divide, reshape } of site.factors) {
     const factor = reshape ? emitReshape(value, reshape, { list, anchor, inference }) : value.name;
     query = list.add(divide ? 'Div' : 'Mul', [query, factor]);
   }
   const sink = site.sink && emitSink(site.sink, type, list);
   const isWidened = site.valueType !== site.type;
-  const V = isWidened ? list.add('Cast', [site.value.value.name], { to: site.type }) : site.value.value.name;
-  const Y = isWidened ? graph.model.freshName(`${site.output.value.name}/wide`) : site.output.value.name;
+  const V = isWidened ? list.add('Cast', [read(site.value)], { to: site.type }) : read(site.value);
+  const after = new NodeList(graph, site.output.value.name);
+  const isFinal = !isWidened && !site.output.merged;
+  const Y = isFinal ? site.output.value.name : graph.model.freshName(`${site.output.value.name}/attention`);
+  const narrowed = isWidened ? after.add('Cast', [Y], { to: site.valueType }) : Y;
+  if (site.output.merged) splitOutput(narrowed, site, { list: after, anchor, inference });
   const attributes = siteAttributes(site, mask);
   const variant: FunctionVariant = {
     attributes,
@@ -60,7 +66,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
     attributes,
     inputs: {
       Q: query,
-      K: site.key.value.name,
+      K: read(site.key),
       V,
       ...(mask ? { attn_mask: mask.name } : {}),
       ...(sink === undefined ? {} : { sink }),
@@ -69,11 +75,18 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
     name: Y,
     overload: functions.overload(variant),
   };
-  for (const tensor of list.initializers) graph.addInitializer(tensor);
-  const narrowed = isWidened ? [makeNode('Cast', [Y], [site.output.value.name], { to: site.valueType })] : [];
-  const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call), ...narrowed], site.nodes);
+  for (const tensor of [...list.initializers, ...after.initializers]) graph.addInitializer(tensor);
+  const last = after.nodes.at(-1);
+  if (last) last.output = [site.output.value.name];
+  const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call), ...after.nodes], site.nodes);
   const node = absorbCache({ node: nodes[list.nodes.length]!, call, variant }, site.sizes, functions, inference);
   return { node, attributes: readAttributes(node.proto), mask };
+}
+
+/** Brings the operator's result into the dimensions that the site's had. */
+function splitOutput(result: string, { output }: Site, place: EmissionPlace): void {
+  const shape = place.inference.of(output.value).shape ?? refuse('the rank of the output is not known', output.value);
+  reshapeTo(result, output.merged!, shape, place);
 }
 
 /** Queries without a batch, as many times as the keys have samples. */

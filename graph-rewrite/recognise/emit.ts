@@ -113,7 +113,8 @@ export function emitReshape(value: Value, sizes: readonly Expression[], place: E
   return inserted ? place.list.unsqueeze(value, inserted, place.anchor) : reshapeTo(value.name, source, sizes, place);
 }
 
-function reshapeTo(
+/** Reshapes a tensor of this shape, as {@link emitReshape}. */
+export function reshapeTo(
   name: string,
   source: readonly Expression[],
   sizes: readonly Expression[],

@@ -138,6 +138,27 @@ export function placeOperand(candidate: Candidate, alignment: Alignment, axes: O
   return layout && { layout, heads: product(kept.map((h) => h.size)) };
 }
 
+/**
+ * The candidate with neighbouring dimensions that are parts of one axis as one dimension, as after a Reshape.
+ * @returns undefined where there are none.
+ */
+export function mergeDimensions(candidate: Candidate, alignment: Alignment, axes: OperandAxes): Candidate | undefined {
+  const { view } = candidate;
+  const axisOf = (d: RootDimension) => {
+    const leaves = leavesOf(d.atoms).map((leaf) => alignment.partner.get(leaf));
+    if (d.slice || leaves.length === 0) return undefined;
+    return (['B', 'H', 'S'] as const).find((axis) => leaves.every((leaf) => leaf && axes[axis].includes(leaf)));
+  };
+  const root: RootDimension[] = [];
+  for (const dimension of view.root) {
+    const last = root.at(-1);
+    const axis = axisOf(dimension);
+    if (last && axis && axisOf(last) === axis) root[root.length - 1] = { atoms: [...last.atoms, ...dimension.atoms] };
+    else root.push(dimension);
+  }
+  return root.length < view.root.length ? { ...candidate, view: { ...view, root } } : undefined;
+}
+
 /** A tensor's layout from its dimensions' leaves and their places; undefined where it cannot be said. */
 export function layoutOf(
   root: readonly RootDimension[],

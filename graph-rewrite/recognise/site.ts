@@ -2,7 +2,7 @@ import type { Node, Value } from '../graph/graph.js';
 import { formatLayout, isMerged, parseLayout } from '../op/layout.js';
 import { type Expression, product } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
-import { type Atom, type Dimension, leavesOf } from './atoms.js';
+import { type Atom, type Dimension, leavesOf, sizeOf } from './atoms.js';
 import { type BatchExpansion, expandBatch } from './broadcast.js';
 import { combineSteps, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
@@ -23,6 +23,7 @@ import {
   type Candidate,
   candidates,
   type LabelledDimensions,
+  mergeDimensions,
   type OperandAxes,
   placeOperand,
 } from './operands.js';
@@ -36,6 +37,8 @@ export interface Connection {
   readonly value: Value;
   readonly layout: string;
   readonly absorbed: readonly Node[];
+  /** Set where the layout is that of the tensor reshaped to these sizes: parts of one axis in dimensions of their own. */
+  readonly merged?: readonly Expression[];
 }
 
 /** A place that computes attention, understood well enough to be replaced. */
@@ -304,7 +307,8 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
   const ofAllHeads = (p: Placed) => p.heads.equals(heads);
   const batched = placements(joint.query, queryAxes, factors.length > 0).find(ofAllHeads);
   const query = batched ?? placements(joint.query, { ...queryAxes, B: [] }).find(ofAllHeads);
-  if (!query || (!batched && factors.length > 0)) return 'the queries are repeated along the batch or the heads';
+  if (!query || (!batched && (factors.length > 0 || query.merged)) || (factors.length > 0 && query.merged))
+    return 'the queries are repeated along the batch or the heads';
   const keys = placements(joint.key, keyAxes);
   const values = placements(joint.value, keyAxes).filter((p) => p.factor === 1);
   const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
@@ -342,27 +346,39 @@ function plan(joint: Joint, formula: ScoreFormula, axes: ScoreAxes, inference: I
 
 type Placed = Connection & { readonly heads: Expression; readonly factor: number };
 
-/** Every candidate that has a layout, the one that absorbs the most first. */
+/** Every candidate that has a layout, the one that absorbs the most first; those that need a Reshape last. */
 function placements(s: Side, axes: OperandAxes, nearest = false): Placed[] {
   const found: Placed[] = [];
+  const reshaped: Placed[] = [];
   for (const { candidate, alignment } of s.options) {
     if (nearest && candidate.absorbed.length > 0) continue;
-    const placement = placeOperand(candidate, alignment, axes);
-    if (!placement) continue;
-    const { root, absorbed, factor } = candidate;
-    found.push({ value: root, absorbed, factor, layout: formatLayout(placement.layout), heads: placement.heads });
+    const merged = mergeDimensions(candidate, alignment, axes);
+    const { root: value, absorbed, factor } = candidate;
+    const add = (list: Placed[], from: Candidate, more: Partial<Placed>) => {
+      const placed = placeOperand(from, alignment, axes);
+      if (placed)
+        list.push({ value, absorbed, factor, layout: formatLayout(placed.layout), heads: placed.heads, ...more });
+    };
+    add(found, candidate, {});
+    if (merged) add(reshaped, merged, { merged: merged.view.root.map((d) => sizeOf(d.atoms)) });
   }
-  return found.reverse();
+  return [...found.reverse(), ...reshaped.reverse()];
 }
 
 /** The result, where its dimensions have moved the furthest that a layout can say. */
 function outputPlacement(s: Side, axes: OperandAxes, heads: Expression): Connection | undefined {
-  for (const { candidate, alignment } of [...s.options].reverse()) {
-    const { root: value, absorbed, view } = candidate;
-    // Here what is in memory are the dimensions that the view ends with.
-    const written = { ...candidate, view: { ...view, root: view.dimensions.map((atoms) => ({ atoms })) } };
-    const placement = placeOperand(written, alignment, axes);
-    if (placement?.heads.equals(heads)) return { value, absorbed, layout: formatLayout(placement.layout) };
+  const furthest = [...s.options].reverse();
+  for (const merges of [false, true]) {
+    for (const { candidate, alignment } of furthest) {
+      const { root: value, absorbed, view } = candidate;
+      // Here what is in memory are the dimensions that the view ends with.
+      const whole = { ...candidate, view: { ...view, root: view.dimensions.map((atoms) => ({ atoms })) } };
+      const written = merges ? mergeDimensions(whole, alignment, axes) : whole;
+      const placement = written && placeOperand(written, alignment, axes);
+      if (!placement?.heads.equals(heads)) continue;
+      const more = merges ? { merged: written!.view.root.map((d) => sizeOf(d.atoms)) } : {};
+      return { value, absorbed, layout: formatLayout(placement.layout), ...more };
+    }
   }
   return undefined;
 }
