@@ -18,7 +18,7 @@ import {
 
 /** The part of onnxruntime-web that is used here. */
 interface OrtWeb {
-  readonly env: { readonly wasm: { wasmPaths?: string; numThreads?: number }; readonly webgpu: { device: unknown } };
+  readonly env: { readonly wasm: { wasmPaths?: string; numThreads?: number } };
   readonly InferenceSession: {
     create(model: Uint8Array, options: Record<string, unknown>): Promise<InferenceSession>;
   };
@@ -60,9 +60,10 @@ function findPackage(name: string): string {
   }
 }
 
-/** A session's run with everything on the GPU; inputs (1, tokens, heads · dimension). */
+/** A session on this device, and its run with everything on the GPU; inputs (1, tokens, heads · dimension). */
 export async function ortAttention(
   ort: OrtWeb,
+  device: GPUDevice,
   form: 'MultiHeadAttention' | 'decomposed',
   shape: AttentionShape,
   inputs: { readonly Q: GPUBuffer; readonly K: GPUBuffer; readonly V: GPUBuffer },
@@ -70,7 +71,7 @@ export async function ortAttention(
   const { type, heads, dimension, tokens } = shape;
   const model = form === 'MultiHeadAttention' ? multiHeadAttention(shape) : decomposed(shape);
   const session = await ort.InferenceSession.create(model, {
-    executionProviders: ['webgpu'],
+    executionProviders: [{ name: 'webgpu', device }],
     preferredOutputLocation: 'gpu-buffer',
   });
   const dims = form === 'MultiHeadAttention' ? [1, tokens, heads * dimension] : [1, heads, tokens, dimension];

@@ -49,7 +49,6 @@ interface Row {
 const { device, gpu, adapter, isHardware } = await openDevice();
 const flash = FlashAttention.create(device, { adapterInfo: adapter.info });
 const ort = await loadOrtWeb(gpu);
-ort.env.webgpu.device = device;
 
 /** GPU time where the device has timestamps, wall-clock time otherwise; of one call, in milliseconds. */
 const time: Timer = async (encode) => {
@@ -162,7 +161,7 @@ async function run(c: Case): Promise<Row> {
   for (const form of c.peers) {
     try {
       const shape = { type: c.type, heads: c.heads, dimension: c.dimension, tokens: c.keys };
-      const peer = await ortAttention(ort, form, shape, { Q, K, V });
+      const peer = await ortAttention(ort, device, form, shape, { Q, K, V });
       const theirs = await timeRuns(peer.run);
       peers[form] = { milliseconds: theirs, times: theirs / milliseconds };
       await peer.release();
@@ -225,7 +224,10 @@ function cases(): Case[] {
 
 const ceilings = await measureCeilings(device, time, isHardware ? 8192 : 4);
 const rows: Row[] = [];
-for (const c of cases()) rows.push(await run(c));
+for (const c of cases()) {
+  if (process.stderr.isTTY) process.stderr.write(`${c.name}\n`);
+  rows.push(await run(c));
+}
 
 const report = {
   date: new Date().toISOString(),
