@@ -182,6 +182,10 @@ export class SplicedSession {
     };
     const { freeDimensionOverrides: _, enableGraphCapture: __, ...rest } = options;
     const bytes = encodeModel(step.model);
+    // The runtime would split them between CPU and GPU, operator by operator, and read back in between.
+    const names = [...step.integerNodes, ...((provider.forceCpuNodeNames as string[] | undefined) ?? [])];
+    // An empty list is refused.
+    const onCpu = names.length > 0 ? { forceCpuNodeNames: names } : {};
     return inTurn(() =>
       Promise.race([
         OrtSession.create(bytes, {
@@ -189,7 +193,12 @@ export class SplicedSession {
           logSeverityLevel: 3,
           ...rest,
           executionProviders: [
-            { ...provider, name: 'webgpu', device: engine.device } as OrtTypes.ExecutionProviderConfig,
+            {
+              ...provider,
+              name: 'webgpu',
+              device: engine.device,
+              ...onCpu,
+            } as OrtTypes.ExecutionProviderConfig,
           ],
           preferredOutputLocation: Object.fromEntries(step.outputs.map((name) => [name, location(name)])),
           ...(files.length > 0 ? { externalData: files } : {}),
