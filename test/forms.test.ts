@@ -271,6 +271,45 @@ const FORMS: readonly Form[] = [
     },
   },
   {
+    name: 'JAX: grouped queries in five dimensions, from a tensor that has them',
+    sizes: { g: 3 },
+    build(g) {
+      const turn = g.input('turn', g.type, dims('q 1 1 d')).name;
+      const q = g.op('Mul', [g.input('Q', g.type, dims('b q h g d')).name, turn]);
+      const [k, v] = [g.input('K', g.type, dims('b k h d')).name, g.input('V', g.type, dims('b k h e')).name];
+      const scores = g.op('Einsum', [q, k], { equation: 'bqhgd,bkhd->bhgqk' });
+      g.output(g.op('Einsum', [last(g, scores), v], { equation: 'bhgqk,bkhe->bqhge' }));
+    },
+  },
+  {
+    name: 'MaxViT: a grid partition in seven dimensions before, and back after',
+    sizes: { y: 2, x: 2, m: 2, n: 3, Y: 2, X: 2 },
+    build(g) {
+      const part = (name: string, wanted: string) => read(g, name, 'b my nx hd', wanted).name;
+      const q = g.op('Mul', [part('Q', 'bmn h yx d'), g.float(0.5)]);
+      const scores = g.op('MatMul', [q, part('K', 'bmn h d yx')]);
+      const bias = g.input('bias', g.type, dims('h yx YX')).name;
+      const p = last(g, g.op('Add', [scores, bias]));
+      write(g, g.op('MatMul', [p, part('V', 'bmn h yx d')]), 'bmn h yx d', 'b my nx hd');
+    },
+  },
+  {
+    name: 'weights of eight bits: DequantizeLinear before the projections',
+    self: true,
+    build(g) {
+      const x = g.input('X', g.type, dims('b q hd')).name;
+      const codes = Array.from({ length: 64 }, (_, i) => ((i * 37) % 19) - 9);
+      const projected = (scale: number) => {
+        const weights = [g.tensor('int8', [8, 8], codes), g.tensor(g.type, [], [scale]), g.tensor('int8', [], [0])];
+        return g.op('MatMul', [x, g.op('DequantizeLinear', weights)]);
+      };
+      const q = g.rearrange({ name: projected(0.02), dims: dims('b q hd') }, dims('b h q d')).name;
+      const k = g.rearrange({ name: projected(0.03), dims: dims('b k hd') }, dims('b h d k')).name;
+      const v = g.rearrange({ name: projected(0.05), dims: dims('b k he') }, dims('b h k e')).name;
+      write(g, g.op('MatMul', [last(g, g.op('MatMul', [q, k])), v]), 'b h q e', 'b q he');
+    },
+  },
+  {
     name: 'Linformer’s other side: values multiplied before the softmax are no attention',
     refused: 'not over a product',
     build(g) {
@@ -314,6 +353,30 @@ const FORMS: readonly Form[] = [
       const p = last(g, g.op('MatMul', [q, k]));
       const dropped = g.op('Dropout', [p, g.tensor('float32', [], [0.5]), g.tensor('bool', [], [1])]);
       write(g, g.op('MatMul', [dropped, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'a mask of the scores’ own largest, as top-k attention has, is only a mask',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('MatMul', [q, k]);
+      const top = g.op('ReduceMax', [scores], { axes: [3], keepdims: 1 });
+      const keep = g.op('Greater', [scores, g.op('Sub', [top, g.float(1)])]);
+      const masked = g.op('Where', [keep, scores, g.tensor(g.type, [], [-Infinity])]);
+      write(g, g.op('MatMul', [last(g, masked), v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'soft mixtures of experts: the dispatch is attention of slots that the model holds',
+    build(g) {
+      const x = g.input('X', g.type, dims('b q d')).name;
+      const slots = g.tensor(
+        g.type,
+        [4, 5],
+        Array.from({ length: 20 }, (_, i) => Math.cos(i)),
+      );
+      const p = last(g, g.op('MatMul', [x, slots]), 1);
+      g.output(g.op('MatMul', [g.op('Transpose', [p], { perm: [0, 2, 1] }), x]));
     },
   },
   {
