@@ -19,6 +19,9 @@ export async function openWebGpuSession(
 ): Promise<OpenedWebGpu> {
   const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
   await installNodeWebGpu();
+  const { env } = await import('onnxruntime-web/webgpu');
+  // Its WebAssembly threads are web workers, which Node lacks.
+  env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');
   const given = { ...options, executionProviders: ['webgpu'] } as Parameters<typeof openWebSession>[1];
   const { handler, explanation } = await openWebSession(model, given);
