@@ -1,0 +1,127 @@
+/** What the fuzzer found fused wrongly once: each must be left alone, or come out the same. */
+import test from 'ava';
+import { dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
+import { Choices, dims, FuzzGraph } from './fuzz/graph.js';
+import { judge } from './fuzz/run.js';
+
+interface Lookalike {
+  readonly name: string;
+  /** The scores (b, h, q, k) before the softmax. */
+  readonly scores?: (g: FuzzGraph, s: string) => string;
+  /** The probabilities (b, h, q, k) after it; with a sink before, the ones to be used. */
+  readonly probabilities?: (g: FuzzGraph, p: string) => string;
+  readonly product?: (g: FuzzGraph, p: string, v: string) => string;
+  /** Part of the reason; where it is left out the graph is attention, and must be fused. */
+  readonly refused?: string;
+}
+
+const LOWEST = -3.4028234663852886e38;
+const cast = (g: FuzzGraph, x: string, type: 'float32' | 'float64' | 'int64') =>
+  g.op('Cast', [x], { to: dataTypeOf(type) });
+const maximum = (g: FuzzGraph, x: string, axis: number) => g.op('ReduceMax', [x], { axes: [axis], keepdims: 1 });
+const masked = (g: FuzzGraph, s: string, fill: number, name = 'keep') => {
+  const keep = g.input(name, 'bool', dims('b 1 1 k')).name;
+  return g.op('Add', [s, g.op('Where', [keep, g.float(0), g.float(fill)])]);
+};
+const column = (g: FuzzGraph, s: string) => {
+  const sink = g.input('sink', g.type, dims('1 h 1 1')).name;
+  const rows = g.op('Shape', [maximum(g, s, 3)]);
+  return g.op('Concat', [s, g.op('Expand', [sink, rows])], { axis: 3 });
+};
+const withoutColumn = (g: FuzzGraph, p: string) => g.op('Slice', [p, g.ints([0]), g.ints([-1]), g.ints([3])]);
+
+const LOOKALIKES: readonly Lookalike[] = [
+  {
+    name: 'a factor for each query, which goes onto the queries',
+    scores: (g, s) => g.op('Mul', [s, g.input('f', g.type, dims('h q 1')).name]),
+  },
+  {
+    name: 'a factor for each key, as many as the head dimension has elements',
+    scores: (g, s) => g.op('Mul', [s, g.input('f', g.type, dims('1 k')).name]),
+    refused: 'not the same for all keys',
+  },
+  { name: 'the maximum over the keys taken off', scores: (g, s) => g.op('Sub', [s, maximum(g, s, 3)]) },
+  {
+    name: 'the maximum over the queries taken off',
+    scores: (g, s) => g.op('Sub', [s, maximum(g, s, 2)]),
+    refused: 'not the same for all keys',
+  },
+  {
+    name: 'a number added before a soft cap',
+    scores: (g, s) => g.op('Tanh', [g.op('Add', [s, g.float(1)])]),
+    refused: 'tanh is applied to scores that a number was added to',
+  },
+  {
+    name: 'a number added before a sink is joined',
+    scores: (g, s) => column(g, g.op('Add', [s, g.float(3)])),
+    probabilities: withoutColumn,
+    refused: 'a sink is joined to scores that a number was added to',
+  },
+  {
+    name: 'the maximum taken off after a sink was joined',
+    scores: (g, s) => {
+      const all = column(g, s);
+      return g.op('Sub', [all, maximum(g, all, 3)]);
+    },
+    probabilities: withoutColumn,
+  },
+  {
+    name: 'a second mask after the maximum of masked scores was taken off',
+    scores(g, s) {
+      const once = masked(g, s, LOWEST);
+      return masked(g, g.op('Sub', [once, maximum(g, once, 3)]), LOWEST, 'other');
+    },
+    refused: 'their maximum was taken from',
+  },
+  {
+    name: 'a fill whose sign a negative scale turns',
+    scores(g, s) {
+      const keep = g.input('keep', 'bool', dims('b 1 1 k')).name;
+      return g.op('Mul', [g.op('Where', [keep, s, g.float(1e9)]), g.float(-1)]);
+    },
+    refused: 'scaled by a negative number',
+  },
+  {
+    name: 'scores that were doubles for a moment, before a mask in whose type its fill takes in every score',
+    scores: (g, s) => masked(g, cast(g, cast(g, s, 'float64'), 'float32'), LOWEST),
+  },
+  {
+    name: 'probabilities cast to integers and back',
+    probabilities: (g, p) => cast(g, cast(g, p, 'int64'), 'float32'),
+    refused: 'narrower type',
+  },
+  {
+    name: 'a guard that puts ones where there is no number',
+    probabilities: (g, p) => g.op('Where', [g.op('IsNaN', [p]), g.float(1), p]),
+    refused: 'changed by Where',
+  },
+  {
+    name: 'a guard against what is no number elsewhere',
+    probabilities: (g, p) =>
+      g.op('Where', [g.op('IsNaN', [g.input('doubt', g.type, dims('1 k')).name]), g.float(0), p]),
+    refused: 'changed by Where',
+  },
+  {
+    name: 'a result that is scaled in the product itself',
+    product: (g, p, v) => g.op('FusedMatMul', [p, v], { alpha: { float: 0.5 } }, 1, 'com.microsoft'),
+    refused: 'the product of probabilities and values is scaled',
+  },
+];
+
+for (const { name, scores, probabilities, product, refused } of LOOKALIKES) {
+  test(name, async (t) => {
+    const sizes = new Map(Object.entries({ h: 2, d: 5, e: 4 }));
+    const g = new FuzzGraph(17, 'float32', sizes, new Choices([]), false);
+    const read = (input: string, stored: string, wanted: string) =>
+      g.rearrange(g.input(input, g.type, dims(stored)), dims(wanted)).name;
+    const s = g.op('MatMul', [read('Q', 'b q hd', 'b h q d'), read('K', 'b k hd', 'b h d k')]);
+    const softmax = g.op('Softmax', [scores?.(g, s) ?? s], { axis: -1 });
+    const p = probabilities?.(g, softmax) ?? softmax;
+    const v = read('V', 'b k he', 'b h k e');
+    g.output(product?.(g, p, v) ?? g.op('MatMul', [p, v]));
+    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false } as const;
+    const outcome = await judge({ model: g.model(), inputs: g.inputs, sizes, ...rest });
+    if (refused === undefined) t.deepEqual(outcome, { kind: 'fused', runs: 3 });
+    else t.true(outcome.kind === 'refused' && outcome.reason.includes(refused), JSON.stringify(outcome));
+  });
+}
