@@ -356,7 +356,8 @@ const FORMS: readonly Form[] = [
     },
   },
   {
-    name: 'a mask of the scores’ own largest, as top-k attention has, is only a mask',
+    name: 'a mask of the scores’ own largest, as top-k attention has',
+    refused: 'decided from the scores',
     build(g) {
       const [q, k, v] = plain(g);
       const scores = g.op('MatMul', [q, k]);

@@ -47,6 +47,14 @@ const LOOKALIKES: readonly Lookalike[] = [
     refused: 'not the same for all keys',
   },
   {
+    name: 'a mask decided from the scores',
+    scores(g, s) {
+      const middle = g.op('ReduceMean', [s], { axes: [3], keepdims: 1 });
+      return g.op('Where', [g.op('Less', [middle, s]), s, g.float(LOWEST)]);
+    },
+    refused: 'decided from the scores',
+  },
+  {
     name: 'a number added before a soft cap',
     scores: (g, s) => g.op('Tanh', [g.op('Add', [s, g.float(1)])]),
     refused: 'tanh is applied to scores that a number was added to',

@@ -6,6 +6,7 @@ import { type Atom, type Dimension, leavesOf, sizeOf } from './atoms.js';
 import { type BatchExpansion, expandBatch } from './broadcast.js';
 import { combineSteps, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
+import { requireIndependent } from './dependence.js';
 import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
 import { NO_BAND } from './mask/bands.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
@@ -75,6 +76,8 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
   const formula = combineSteps(trace.steps);
   const joint = readJoint(trace, softmax, inference);
   requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
+  const tensors = [...formula.masks.map((m) => m.value), ...formula.factors.map((f) => f.value)];
+  requireIndependent(tensors, trace, softmax.nodes);
   const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
   const usable = plans.filter((p): p is Plan => typeof p !== 'string');
   if (usable.length === 0)
