@@ -84,11 +84,15 @@ export function nodeAddonApiHeaders() {
   }
 }
 
-/** The folder of node_api.h: NODE_INCLUDE_DIR, or the one beside the running Node. */
+/** The folder of node_api.h: NODE_INCLUDE_DIR, the npm package of Node-API's headers, or those of the running Node. */
 export function nodeHeaders() {
-  const beside = resolve(dirname(process.execPath), '..', 'include', 'node');
-  const folders = [process.env.NODE_INCLUDE_DIR, beside, '/usr/include/node', '/usr/include/nodejs/src'];
-  const found = folders.find((folder) => folder && existsSync(join(folder, 'node_api.h')));
-  if (found) return found;
-  throw new Error(`Node's headers are not in ${beside}: install them (Debian: libnode-dev), or set NODE_INCLUDE_DIR`);
+  if (process.env.NODE_INCLUDE_DIR) return process.env.NODE_INCLUDE_DIR;
+  try {
+    return createRequire(import.meta.url)('node-api-headers').include_dir;
+  } catch {
+    const beside = resolve(dirname(process.execPath), '..', 'include', 'node');
+    const found = [beside, '/usr/include/node'].find((folder) => existsSync(join(folder, 'node_api.h')));
+    if (found) return found;
+    throw new Error(`Node's headers are not in ${beside}: npm install node-api-headers, or set NODE_INCLUDE_DIR`);
+  }
 }
