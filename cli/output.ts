@@ -13,6 +13,8 @@ export const EXIT = {
   checkFailed: 1,
   /** The input or the arguments are at fault. */
   fault: 2,
+  /** Ended by SIGINT, where the process around this one has it ignored; by the shells' convention 128 + 2. */
+  interrupted: 130,
 } as const;
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
 

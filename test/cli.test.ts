@@ -301,10 +301,13 @@ test('an interrupted run keeps whole samples only, and goes on from there', asyn
   const outputs = join(folder, 'out');
   const args = ['run', bert, '--inputs', inputs, '--outputs', outputs];
   const child = spawn(process.execPath, [...program, ...args], { stdio: 'ignore' });
-  const ended = new Promise<NodeJS.Signals | null>((done) => child.once('exit', (_, signal) => done(signal)));
+  // Where SIGINT is ignored around the tests (a background job of a script), the process ends with the shells' code.
+  const ended = new Promise<NodeJS.Signals | number | null>((done) =>
+    child.once('exit', (code, signal) => done(signal ?? code)),
+  );
   while (!existsSync(join(outputs, 'test_data_set_0'))) await new Promise((done) => setTimeout(done, 5));
   child.kill('SIGINT');
-  t.is(await ended, 'SIGINT');
+  t.true(['SIGINT', 130].includes((await ended) ?? 'none'));
   const written = readdirSync(outputs).filter((name) => name.startsWith('test_data_set_'));
   t.true(written.length < samples);
   for (const sample of written) t.deepEqual(readdirSync(join(outputs, sample)), ['output_0.pb']);

@@ -52,6 +52,7 @@ export async function run(output: Output, model: string, options: RunCommandOpti
       // What was started is written; now end as any interrupted process does, so that a script around it ends too.
       process.off('SIGINT', interrupt);
       process.kill(process.pid, 'SIGINT');
+      return EXIT.interrupted;
     }
     return failed.length > 0 ? EXIT.fault : EXIT.success;
   } finally {
