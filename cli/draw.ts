@@ -13,6 +13,11 @@ const MOST_NODES = 60;
 
 /** Draws each site before and after as one SVG; of sites that look alike, only the first. */
 export function drawSites(title: string, before: ModelProto, after: ModelProto, sites: readonly SiteReport[]): string {
+  return renderPanels(title, sitePanels(before, after, sites));
+}
+
+/** Each site before and after; of sites that look alike, only the first. */
+export function sitePanels(before: ModelProto, after: ModelProto, sites: readonly SiteReport[]): Panel[] {
   const kept = new Set(after.graph!.node.map(nodeKey));
   const had = new Set(before.graph!.node.map(nodeKey));
   const panels = new Map<string, { panel: Panel; indices: number[] }>();
@@ -25,11 +30,10 @@ export function drawSites(title: string, before: ModelProto, after: ModelProto, 
     if (drawn) drawn.indices.push(site.index);
     else panels.set(look, { panel: makePanel(site, was, is), indices: [site.index] });
   }
-  const numbered = [...panels.values()].map(({ panel, indices }) => ({
+  return [...panels.values()].map(({ panel, indices }) => ({
     ...panel,
     heading: `${panel.heading}${indices.length > 1 ? ` and ${indices.length - 1} alike` : ''}`,
   }));
-  return renderPanels(title, numbered);
 }
 
 function makePanel(site: SiteReport, was: Diagram, is: Diagram | undefined): Panel {

@@ -25,7 +25,8 @@ async function measure(path: string, length: number, runs: number): Promise<Meas
   const { createSession, readModel, runModel } = await import('./verify/models.js');
   const { readSignature } = await import('./verify/signature.js');
   const { hypotheses } = await import('./verify/sizes.js');
-  const { makeFeeds, Random } = await import('./verify/values.js');
+  const { Random } = await import('./verify/inputs.js');
+  const { makeFeeds } = await import('./verify/values.js');
   const signature = readSignature(readModel(path), path);
   const session = await createSession(path, 'the model');
   const sizes = { batch: 1, length, past: 0, pixels: length, samples: length, patterns: ['full'] } as const;

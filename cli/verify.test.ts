@@ -19,9 +19,10 @@ import {
 } from '../graph-rewrite/onnx/proto.js';
 import { makeTensor, tensorNumbers } from '../graph-rewrite/onnx/tensor.js';
 import { allModels, bundledModel } from '../models/corpus.js';
+import { Random } from './verify/inputs.js';
 import { readSignature } from './verify/signature.js';
 import { hypotheses, planSizes } from './verify/sizes.js';
-import { makeFeeds, Random } from './verify/values.js';
+import { makeFeeds } from './verify/values.js';
 import { verifyModels } from './verify.js';
 
 /** A bundled model, changed and written again. */

@@ -3,10 +3,11 @@ import { dirname, join } from 'node:path';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { compareTensors, type Difference, defaultTolerance } from './verify/compare.js';
+import { Random } from './verify/inputs.js';
 import { createSession, type ModelSource, readModel, readSamples, runModel, type Sample } from './verify/models.js';
 import { type ModelSignature, readSignature } from './verify/signature.js';
 import { fallbackSizes, type Hypothesis, hypotheses, isMaskName, planSizes, type SizeCase } from './verify/sizes.js';
-import { type Feeds, makeFeeds, Random } from './verify/values.js';
+import { type Feeds, makeFeeds } from './verify/values.js';
 
 export type { ModelSource } from './verify/models.js';
 

@@ -32,10 +32,9 @@ import {
 import { basename, dirname, join, resolve, sep } from 'node:path';
 import { OrtFlashError } from './errors.js';
 import { decodeModel, encodeModelChunks } from './onnx/codec.js';
-import { checkedReference, checkLocation, type ExternalDataReader, isExternal } from './onnx/external.js';
+import { type DataFile, dataFiles } from './onnx/data-files.js';
+import { checkLocation, type ExternalDataReader } from './onnx/external.js';
 import type { ModelProto } from './onnx/proto.js';
-import { tensorByteSize } from './onnx/tensor.js';
-import { forEachTensor } from './onnx/walk.js';
 
 /**
  * What becomes of the data files when a model is written to another folder than its source's.
@@ -70,15 +69,6 @@ export interface WriteReport {
   /** Bytes of the model file itself. */
   readonly bytes: number;
   readonly dataFiles: readonly DataFileReport[];
-}
-
-/** A data file that a model refers to. */
-interface DataFile {
-  readonly location: string;
-  /** How long it must be at least. */
-  readonly needed: number;
-  /** The tensor that needs it that long. */
-  readonly tensor: string;
 }
 
 /** A protobuf message ends at 2 GiB, so a longer file is no model. */
@@ -132,21 +122,6 @@ export function externalDataReader(modelPath: string): ExternalDataReader {
       }
     });
   };
-}
-
-/** The data files that the model's external tensors need; their locations are checked. */
-function dataFiles(model: ModelProto): DataFile[] {
-  const files = new Map<string, DataFile>();
-  forEachTensor(model, (tensor) => {
-    if (!isExternal(tensor)) return;
-    const size = tensorByteSize(tensor);
-    const { location, offset, length } = checkedReference(tensor, size);
-    const needed = offset + (length ?? size ?? 0);
-    if (needed >= (files.get(location)?.needed ?? -1)) {
-      files.set(location, { location, needed, tensor: tensor.name ?? '' });
-    }
-  });
-  return [...files.values()];
 }
 
 /**

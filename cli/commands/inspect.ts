@@ -3,22 +3,14 @@ import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
 import type { SiteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
-import { fixed, groupAlike, printSites } from '../sites.js';
+import { scoreMemory } from '../scores.js';
+import { groupAlike, printSites } from '../sites.js';
 import { count, formatBytes, formatTable } from '../text.js';
 
 export interface InspectCommandOptions {
   readonly lengths: readonly number[];
   readonly batch: number;
   readonly svg?: string;
-}
-
-/** Memory of one site's scores at one sequence length. */
-interface ScoreMemory {
-  readonly length: number;
-  /** Bytes of the score matrix of all heads as the model writes it; it is written and read several times. */
-  readonly before: number;
-  /** FlashAttention keeps a tile of scores on the chip, and none in memory. */
-  readonly after: number;
 }
 
 /** `ort-flash inspect IN` */
@@ -36,17 +28,6 @@ export async function inspect(output: Output, input: string, options: InspectCom
   printSites(output, report.sites);
   printMemory(output, report.sites, options);
   return EXIT.success;
-}
-
-/** Where queries or keys have a fixed number, that; else the length asked for. */
-function scoreMemory(site: SiteReport, { lengths, batch }: InspectCommandOptions): ScoreMemory[] {
-  const perPair = site.scoreBytesPerPair;
-  if (perPair === undefined) return [];
-  return lengths.map((length) => {
-    const before =
-      (fixed(site.batch) ?? batch) * perPair * (fixed(site.queries) ?? length) * (fixed(site.keys) ?? length);
-    return { length, before, after: site.fused ? 0 : before };
-  });
 }
 
 function printMemory(output: Output, sites: readonly SiteReport[], options: InspectCommandOptions): void {

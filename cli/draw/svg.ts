@@ -62,17 +62,40 @@ export function renderPanels(title: string, panels: readonly Panel[]): string {
       `height="${round(height)}" role="img">`,
     `<title>${escapeXml(title)}</title>`,
     `<style>${STYLE}</style>`,
-    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">' +
-      '<path class="arrow" d="M0 0L8 4L0 8z"/></marker></defs>',
+    arrowHead('tip'),
     ...parts,
     '</svg>',
     '',
   ].join('\n');
 }
 
-function group(x: number, y: number, diagram: PlacedDiagram): string {
+/**
+ * One diagram as an SVG without colours, for a page that styles its classes: `box`, `input`, `operator`, `attention`,
+ * `output`, `small`, `edge` and `arrow`.
+ * @param id unique in the page
+ * @param label what a screen reader says
+ */
+export function renderDiagram(diagram: PlacedDiagram, id: string, label: string): string {
+  const [width, height] = [round(diagram.width + 2), round(diagram.height + 2)];
+  return [
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +
+      `role="img" aria-label="${escapeXml(label)}">`,
+    arrowHead(id),
+    group(1, 1, diagram, id),
+    '</svg>',
+  ].join('\n');
+}
+
+function arrowHead(id: string): string {
+  return (
+    `<defs><marker id="${id}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">` +
+    '<path class="arrow" d="M0 0L8 4L0 8z"/></marker></defs>'
+  );
+}
+
+function group(x: number, y: number, diagram: PlacedDiagram, tip = 'tip'): string {
   const boxes = new Map(diagram.boxes.map((box) => [box.id, box]));
-  const edges = diagram.edges.map(({ from, to }) => edgePath(boxes.get(from)!, boxes.get(to)!));
+  const edges = diagram.edges.map(({ from, to }) => edgePath(boxes.get(from)!, boxes.get(to)!, tip));
   return [
     `<g transform="translate(${round(x)} ${round(y)})">`,
     ...edges,
@@ -81,12 +104,12 @@ function group(x: number, y: number, diagram: PlacedDiagram): string {
   ].join('\n');
 }
 
-function edgePath(from: PlacedBox, to: PlacedBox): string {
+function edgePath(from: PlacedBox, to: PlacedBox, tip: string): string {
   const [x1, y1] = [from.x + from.width / 2, from.y + from.height];
   const [x2, y2] = [to.x + to.width / 2, to.y - 1];
   const bend = Math.max(10, (y2 - y1) / 2);
   const curve = `M${round(x1)} ${round(y1)}C${round(x1)} ${round(y1 + bend)} ${round(x2)} ${round(y2 - bend)} `;
-  if (to.kind !== 'bend') return `<path class="edge" marker-end="url(#tip)" d="${curve}${round(x2)} ${round(y2)}"/>`;
+  if (to.kind !== 'bend') return `<path class="edge" marker-end="url(#${tip})" d="${curve}${round(x2)} ${round(y2)}"/>`;
   return `<path class="edge" d="${curve}${round(x2)} ${round(y2)}V${round(to.y + to.height)}"/>`;
 }
 

@@ -1,5 +1,11 @@
-import type { Tensor } from 'onnxruntime-node';
 import { halfToNumber } from '../../graph-rewrite/op/half.js';
+
+/** What is compared of a tensor: any ONNX Runtime's. */
+export interface ComparedTensor {
+  readonly type: string;
+  readonly dims: readonly number[];
+  readonly data: unknown;
+}
 
 /** How two tensors of the same name differ. */
 export interface Difference {
@@ -22,7 +28,7 @@ type Elements = ArrayLike<number> | ArrayLike<bigint> | readonly string[];
 let halfTable: Float32Array | undefined;
 
 /** A tensor's elements as numbers, 64-bit integers or strings; float16 bits are decoded. */
-export function elementsOf(tensor: Tensor): Elements {
+export function elementsOf(tensor: ComparedTensor): Elements {
   const data = tensor.data;
   if (tensor.type !== 'float16' || !(data instanceof Uint16Array)) return data as Elements;
   halfTable ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => halfToNumber(bits, 'float16'));
@@ -31,7 +37,7 @@ export function elementsOf(tensor: Tensor): Elements {
 }
 
 /** Compares two tensors element by element. */
-export function compareTensors(a: Tensor, b: Tensor): Difference {
+export function compareTensors(a: ComparedTensor, b: ComparedTensor): Difference {
   const none = { largest: 0, scale: 0, compared: 0, onlyFirstUndefined: 0, onlySecondUndefined: 0 };
   if (a.type !== b.type) return { ...none, mismatch: `type ${a.type} became ${b.type}` };
   if (a.dims.join() !== b.dims.join()) {
