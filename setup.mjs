@@ -69,6 +69,7 @@ function compile() {
   });
   for (const file of ['linked.js', 'linked.d.ts'])
     cpSync(at('kernels-wgsl', 'shaders', file), at('dist', 'kernels-wgsl', 'shaders', file));
+  run(process.execPath, [at('kernels-wgsl', 'bundle.mjs'), at('dist', 'web.min.js')]);
 }
 
 /** What tests need of the system: how to tell that it is there, its Debian package, and what is skipped without it. */

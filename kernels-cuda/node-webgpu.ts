@@ -19,7 +19,7 @@ export async function openWebGpuSession(
 ): Promise<OpenedWebGpu> {
   const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
   await installNodeWebGpu();
-  const { env } = await import('onnxruntime-web/webgpu');
+  const { env } = await import('#onnxruntime-web');
   // Its WebAssembly threads are web workers, which Node lacks.
   env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');

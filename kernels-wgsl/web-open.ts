@@ -3,7 +3,7 @@ import {
   type InferenceSessionHandler,
   InferenceSession as OrtSession,
   type InferenceSession as OrtTypes,
-} from 'onnxruntime-web/webgpu';
+} from '#onnxruntime-web';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';

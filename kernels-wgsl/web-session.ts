@@ -2,7 +2,7 @@ import {
   type InferenceSessionHandler,
   InferenceSession as OrtSession,
   type InferenceSession as OrtTypes,
-} from 'onnxruntime-web/webgpu';
+} from '#onnxruntime-web';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { openWebSession, type WebSessionExplanation, type WebSessionOptions } from './web-open.js';
 

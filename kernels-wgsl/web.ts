@@ -2,10 +2,10 @@
  * `ort-flash/web`: everything that `onnxruntime-web/webgpu` exports, with an InferenceSession that runs attention as
  * FlashAttention on the GPU. Works in browsers, and in Node over Dawn (web-node.ts).
  */
-import * as ort from 'onnxruntime-web/webgpu';
+import * as ort from '#onnxruntime-web';
 import { InferenceSession } from './web-session.js';
 
-export * from 'onnxruntime-web/webgpu';
+export * from '#onnxruntime-web';
 export { type ErrorCode, OrtFlashError } from '../graph-rewrite/errors.js';
 export type { SiteReport } from '../graph-rewrite/report.js';
 export type { FlashMode, WebSessionExplanation, WebSessionOptions } from './web-open.js';

@@ -1,151 +1,96 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
-import { extname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import anyTest from 'ava';
-import { build as bundle } from 'esbuild';
-import { type Browser, chromium, type Page } from 'playwright-core';
+/** The example app in test/web-app, as a page without a bundler and built with Vite. */
+import { execFileSync } from 'node:child_process';
+import { join } from 'node:path';
+import anyTest, { type ExecutionContext } from 'ava';
+import type { Page } from 'playwright-core';
 import { build as buildWithVite } from 'vite';
 import { bundledModel, readTestData } from '../models/corpus.js';
 import { relativeDifference } from './runtime.js';
-import type { AppTensor, RunModel } from './web-app/main.js';
+import {
+  type Folders,
+  hasChromium,
+  openPage,
+  ortFolder,
+  root,
+  WITH_WEBGPU,
+  WITHOUT_WEBGPU,
+  withFolder,
+} from './web-browser.js';
 
-const CHROMIUM = '/usr/bin/chromium';
-const FLAGS = [
-  '--no-sandbox',
-  '--enable-unsafe-webgpu',
-  '--use-webgpu-adapter=swiftshader',
-  '--enable-features=Vulkan',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--no-first-run',
-];
-
-const test = existsSync(CHROMIUM) ? anyTest.serial : anyTest.skip;
-const root = fileURLToPath(new URL('..', import.meta.url));
-const ortFolder = join(root, 'node_modules', 'onnxruntime-web', 'dist');
+const test = hasChromium ? anyTest.serial : anyTest.skip;
 const app = join(root, 'test', 'web-app');
-const TYPES: Readonly<Record<string, string>> = { '.html': 'text/html', '.wasm': 'application/wasm' };
+const MODEL = 'bert-sdpa-dyn18';
 
-/** Serves files by the first of the folders under whose prefix they are. */
-async function serve(folders: Readonly<Record<string, string>>): Promise<{ server: Server; address: string }> {
-  const server = createServer((request, response) => {
-    const path = new URL(request.url ?? '/', 'http://localhost').pathname;
-    const [prefix, folder] = Object.entries(folders).find(([start]) => path.startsWith(start)) ?? ['/', root];
-    const file = join(folder, path.slice(prefix.length) || 'index.html');
-    if (!existsSync(file)) return void response.writeHead(404).end();
-    response.setHeader(
-      'content-type',
-      TYPES[extname(file)] ?? (/\.m?js$/.test(file) ? 'text/javascript' : 'application/octet-stream'),
-    );
-    response.end(readFileSync(file));
+/** The reference input's sequences without padding, and the mean of PyTorch's hidden states over each. */
+function reference() {
+  const { inputs, outputs } = readTestData(bundledModel(MODEL).dataFolder);
+  const [ids, mask] = inputs.map(({ data }) => Array.from(data as BigInt64Array, Number));
+  const [hidden] = outputs;
+  const [rows = 0, length = 0, width = 0] = hidden!.dims;
+  const sequences = Array.from({ length: rows }, (_, row) => {
+    const at = Array.from({ length }, (_, token) => row * length + token);
+    return at.filter((token) => mask![token] === 1);
   });
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
-  return { server, address: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
-}
-
-interface Call {
-  readonly model: string;
-  readonly options?: object;
-}
-
-/** Runs a bundled model in the page and gives the largest difference from PyTorch's outputs. */
-async function runIn(page: Page, { model, options = {} }: Call) {
-  const example = bundledModel(model);
-  const { inputs, outputs } = readTestData(example.dataFolder);
-  const tensors = inputs.map(({ name, type, data, dims }) => ({
-    name,
-    type,
-    data: Array.from(data as ArrayLike<number | bigint>, Number),
-    dims,
-  }));
-  const result = await page.evaluate(
-    ([address, given, sessionOptions]) =>
-      (globalThis as unknown as { runModel: RunModel }).runModel(
-        address as string,
-        given as unknown as AppTensor[],
-        sessionOptions as object,
-      ),
-    [`/models/${model}/model.onnx`, tensors, options] as const,
+  const states = hidden!.data as Float32Array;
+  const means = sequences.flatMap((tokens) =>
+    Array.from({ length: width }, (_, column) => {
+      const sum = tokens.reduce((total, token) => total + states[token * width + column]!, 0);
+      return sum / tokens.length;
+    }),
   );
-  const differences = outputs.map((expected, i) => relativeDifference(result.outputs[i]!, expected));
-  return { ...result, isRight: Math.max(...differences) <= example.tolerance };
+  return { sequences: sequences.map((tokens) => tokens.map((token) => ids![token])), means: Float32Array.from(means) };
 }
 
-const withPage = async (
-  folders: Readonly<Record<string, string>>,
-  flags: readonly string[],
-  work: (page: Page) => Promise<void>,
-) => {
-  const { server, address } = await serve(folders);
-  let browser: Browser | undefined;
-  try {
-    browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...flags] });
-    const page = await browser.newPage();
-    page.setDefaultTimeout(600_000);
-    await page.goto(address);
-    await page.getByText('ready').waitFor();
-    await work(page);
-  } finally {
-    await browser?.close();
-    server.close();
-  }
-};
+/** Uses the app as a person would, and compares with PyTorch. */
+async function useApp(t: ExecutionContext, page: Page) {
+  const { sequences, means } = reference();
+  await page.getByLabel('Token ids').fill(sequences.map((ids) => ids.join(' ')).join('\n'));
+  await page.getByRole('button', { name: 'Embed' }).click();
+  await page.waitForFunction(() => document.getElementById('embeddings')!.textContent !== '');
+  const embeddings = JSON.parse((await page.locator('#embeddings').textContent())!) as number[][];
+  const expected = { name: '', type: 'float32', dims: [means.length], data: means } as const;
+  t.true(relativeDifference(embeddings.flat(), expected) <= bundledModel(MODEL).tolerance);
+  const maps = await page.evaluate(() => (globalThis as unknown as { maps: number }).maps);
+  return { how: (await page.locator('#how').textContent())!, maps };
+}
 
-test('a plain module page, with onnxruntime-web from an import map', async (t) => {
-  t.timeout(900_000);
-  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-page-'));
+async function openApp(t: ExecutionContext, folders: Folders, flags: readonly string[], path?: string) {
+  const { page, close } = await openPage(folders, flags, path);
   try {
-    await bundle({
-      entryPoints: [join(app, 'main.ts')],
-      outfile: join(folder, 'main.js'),
-      bundle: true,
-      format: 'esm',
-      external: ['onnxruntime-web/webgpu'],
-      logLevel: 'error',
-    });
-    const imports = { 'onnxruntime-web/webgpu': '/ort/ort.webgpu.bundle.min.mjs' };
-    const page = `<!doctype html><body><script type="importmap">${JSON.stringify({ imports })}</script>
-      <script type="module" src="/main.js"></script></body>`;
-    writeFileSync(join(folder, 'index.html'), page);
-    const folders = { '/models/': join(root, 'models'), '/ort/': ortFolder, '/': folder };
-    await withPage(folders, FLAGS, async (one) => {
-      const { isRight, ...bert } = await runIn(one, { model: 'bert-sdpa-dyn18' });
-      t.true(isRight);
-      t.like(bert, { device: 'webgpu', attentions: 2, segments: 3, maps: 1 });
-      const whole = await runIn(one, { model: 'neg_moe_router-dyn18' });
-      t.true(whole.isRight);
-      t.like(whole, { device: 'webgpu', attentions: 0, segments: 1 });
-    });
-    // Without WebGPU the lowered model runs on WebAssembly.
-    await withPage(folders, ['--no-sandbox', '--disable-features=WebGPU'], async (one) => {
-      const { isRight, text, ...bert } = await runIn(one, { model: 'bert-sdpa-dyn18' });
-      t.true(isRight);
-      t.like(bert, { device: 'wasm', attentions: 0, segments: 1 });
-      t.regex(text, /not on webgpu.*2 of 2 attention sites run as ONNX Runtime's own/);
-    });
+    return await useApp(t, page);
   } finally {
-    rmSync(folder, { recursive: true });
+    await close();
   }
+}
+
+const models = { '/models/': join(root, 'models') };
+const FLASH = /^runs on webgpu, 2 attentions in FlashAttention kernels between 3 parts in ONNX Runtime$/;
+
+test('the example as a page without a bundler', async (t) => {
+  t.timeout(900_000);
+  await withFolder(async (folder) => {
+    execFileSync(process.execPath, [join(root, 'kernels-wgsl', 'bundle.mjs'), join(folder, 'web.min.js')]);
+    const folders = { ...models, '/ort-flash/': folder, '/onnxruntime-web/': ortFolder, '/': app };
+    const { how, maps } = await openApp(t, folders, WITH_WEBGPU, '/plain.html');
+    t.regex(how, FLASH);
+    t.is(maps, 1, 'only the output is read back');
+    const without = await openApp(t, folders, WITHOUT_WEBGPU, '/plain.html');
+    t.regex(without.how, /^runs on wasm.*not on webgpu.*2 of 2 attention sites run as ONNX Runtime's own/);
+  });
 });
 
-test('an app built with Vite', async (t) => {
+test('the example built with Vite', async (t) => {
   t.timeout(900_000);
-  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-vite-'));
-  try {
+  await withFolder(async (folder) => {
     await buildWithVite({
       root: app,
       logLevel: 'error',
-      build: { outDir: folder, emptyOutDir: true, target: 'es2022' },
+      build: { outDir: folder, emptyOutDir: true },
+      // What is in this repository, not what was compiled from it last.
+      resolve: { alias: { 'ort-flash/web': join(root, 'kernels-wgsl', 'web.ts') } },
     });
-    await withPage({ '/models/': join(root, 'models'), '/': folder }, FLAGS, async (page) => {
-      const { isRight, ...bert } = await runIn(page, { model: 'bert-sdpa-dyn18' });
-      t.true(isRight);
-      t.like(bert, { device: 'webgpu', attentions: 2, segments: 3, maps: 1 });
-    });
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
+    const { how, maps } = await openApp(t, { ...models, '/': folder }, WITH_WEBGPU);
+    t.regex(how, FLASH);
+    t.is(maps, 1, 'only the output is read back');
+  });
 });

@@ -1,4 +1,4 @@
-import { Tensor } from 'onnxruntime-web/webgpu';
+import { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import type { FlashAttentionOutput } from '../../graph-rewrite/op/definition.js';
 import { type ProblemInputs, type ProblemType, resolveProblem } from '../../graph-rewrite/op/problem.js';

@@ -1,4 +1,4 @@
-import { env } from 'onnxruntime-web/webgpu';
+import { env } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { FlashAttention } from '../flash-attention.js';
 import { BufferPool } from './buffer-pool.js';

@@ -1,4 +1,4 @@
-import type { InferenceSession as OrtTypes } from 'onnxruntime-web/webgpu';
+import type { InferenceSession as OrtTypes } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import type { ExternalDataReader } from '../../graph-rewrite/onnx/external.js';
 

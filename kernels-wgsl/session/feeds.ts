@@ -1,4 +1,4 @@
-import type { Tensor } from 'onnxruntime-web/webgpu';
+import type { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import type { ModelMetadata } from './metadata.js';
 

@@ -1,9 +1,4 @@
-import type {
-  InferenceSessionHandler,
-  InferenceSession as OrtTypes,
-  SessionHandler,
-  Tensor,
-} from 'onnxruntime-web/webgpu';
+import type { InferenceSessionHandler, InferenceSession as OrtTypes, SessionHandler, Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { inTurn } from './engine.js';
 import { checkFeeds } from './feeds.js';

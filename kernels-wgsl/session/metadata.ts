@@ -1,4 +1,4 @@
-import type { InferenceSession as OrtTypes, Tensor } from 'onnxruntime-web/webgpu';
+import type { InferenceSession as OrtTypes, Tensor } from '#onnxruntime-web';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
 import type { ModelProto, ValueInfoProto } from '../../graph-rewrite/onnx/proto.js';
 

@@ -1,4 +1,4 @@
-import { InferenceSession as OrtSession, type InferenceSession as OrtTypes, Tensor } from 'onnxruntime-web/webgpu';
+import { InferenceSession as OrtSession, type InferenceSession as OrtTypes, Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';

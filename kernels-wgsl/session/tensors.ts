@@ -1,4 +1,4 @@
-import { Tensor } from 'onnxruntime-web/webgpu';
+import { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 
 /** Types that ONNX Runtime keeps in GPU buffers. */

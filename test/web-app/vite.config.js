@@ -1,0 +1,14 @@
+import { defineConfig } from 'vite';
+
+// onnxruntime-web uses several threads only where the page is isolated from other origins.
+const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
+
+export default defineConfig({
+  base: './',
+  // app.js waits for the model at its top level.
+  build: { target: 'es2022' },
+  // Vite's development server would move these away from the .wasm file that they look for beside them.
+  optimizeDeps: { exclude: ['ort-flash', 'onnxruntime-web'] },
+  server: { headers },
+  preview: { headers },
+});
