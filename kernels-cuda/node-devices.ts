@@ -2,6 +2,8 @@ import { existsSync } from 'node:fs';
 import type { InferenceSessionHandler } from 'onnxruntime-node';
 import { InferenceSession as OrtSession, type InferenceSession as OrtTypes } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { WholeSessionHandler } from '../kernels-wgsl/session/handler.js';
+import type { OpenedSession } from '../kernels-wgsl/session/shell.js';
 import { loadAddon, toOrtFlashError } from './node-addon.js';
 import { AddonSessionHandler } from './node-handler.js';
 import { cudaOptions, nativeSessionOptions } from './node-options.js';
@@ -41,12 +43,6 @@ export interface SessionExplanation extends SessionPlace {
   readonly text: string;
 }
 
-/** An open session and where it runs. */
-export interface OpenedSession {
-  readonly handler: InferenceSessionHandler;
-  readonly explanation: SessionExplanation;
-}
-
 type Opened = SessionPlace & { readonly handler: InferenceSessionHandler };
 
 const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider : provider.name);
@@ -55,7 +51,7 @@ const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider 
  * Opens a session on the first of the execution providers that takes the model.
  * @throws OrtFlashError the last provider's error, with the others' in its message, where none takes it
  */
-export async function openSession(model: Model, options: SessionOptions): Promise<OpenedSession> {
+export async function openSession(model: Model, options: SessionOptions): Promise<OpenedSession<SessionExplanation>> {
   const providers = options.executionProviders?.length ? options.executionProviders : ['cpu'];
   const refused: RefusedProvider[] = [];
   for (const provider of providers) {
@@ -174,27 +170,13 @@ async function openOrt(
     typeof prepared.model === 'string'
       ? await OrtSession.create(prepared.model, given)
       : await OrtSession.create(prepared.model, given);
-  // onnxruntime-common's session is a thin layer over such a handler, which ours puts there again.
-  const { handler } = session as unknown as { handler: InferenceSessionHandler };
   const all = prepared.note === undefined ? notes : [prepared.note, ...notes];
-  return { handler: releasedOnce(handler), device: nameOf(provider), engine: 'onnxruntime-node', notes: all };
-}
-
-/** onnxruntime-node's handlers refuse to be disposed of twice; ours, and so all of this package's sessions, do not. */
-function releasedOnce(handler: InferenceSessionHandler): InferenceSessionHandler {
-  let released: Promise<void> | undefined;
-  return new Proxy(handler, {
-    get(target, property) {
-      if (property === 'dispose') {
-        return () => {
-          released ??= target.dispose();
-          return released;
-        };
-      }
-      const value: unknown = Reflect.get(target, property, target);
-      return typeof value === 'function' ? value.bind(target) : value;
-    },
-  });
+  return {
+    handler: new WholeSessionHandler(session),
+    device: nameOf(provider),
+    engine: 'onnxruntime-node',
+    notes: all,
+  };
 }
 
 let warned = false;

@@ -1,5 +1,6 @@
-import type { InferenceSession, InferenceSessionHandler, SessionHandler, Tensor } from 'onnxruntime-node';
-import { OrtFlashError } from '../graph-rewrite/errors.js';
+import type { InferenceSession, Tensor } from 'onnxruntime-node';
+import type { OrtFlashError } from '../graph-rewrite/errors.js';
+import { type Feeds, type Fetches, FlashSessionHandler, type Results } from '../kernels-wgsl/session/handler.js';
 import { type NativeSession, type NativeValueDescription, toOrtFlashError } from './node-addon.js';
 import { nativeRunOptions } from './node-options.js';
 import { feedOf, fillTensor, tensorOf } from './node-tensor.js';
@@ -34,63 +35,38 @@ function metadataOf({ name, isTensor, type, shape }: NativeValueDescription): In
 type OutputLocations = InferenceSession.SessionOptions['preferredOutputLocation'];
 
 /** onnxruntime-common's interface to a session, over a session of the addon. Runs do not block the event loop. */
-export class AddonSessionHandler implements InferenceSessionHandler {
-  readonly inputNames: readonly string[];
-  readonly outputNames: readonly string[];
-  readonly inputMetadata: readonly InferenceSession.ValueMetadata[];
-  readonly outputMetadata: readonly InferenceSession.ValueMetadata[];
+export class AddonSessionHandler extends FlashSessionHandler {
   readonly #session: NativeSession;
   readonly #outputLocations: OutputLocations;
   readonly #file: string | undefined;
-  readonly #runs = new Set<Promise<unknown>>();
-  #released: Promise<void> | undefined;
 
   /**
    * @param outputLocations which outputs stay on the GPU (`gpu-buffer`)
    * @param file the model's path, for errors
    */
   constructor(session: NativeSession, outputLocations: OutputLocations, file: string | undefined) {
+    super({ inputs: session.inputs.map(metadataOf), outputs: session.outputs.map(metadataOf) });
     this.#session = session;
     this.#outputLocations = outputLocations;
     this.#file = file;
-    this.inputMetadata = session.inputs.map(metadataOf);
-    this.outputMetadata = session.outputs.map(metadataOf);
-    this.inputNames = this.inputMetadata.map((input) => input.name);
-    this.outputNames = this.outputMetadata.map((output) => output.name);
   }
 
-  /**
-   * @throws OrtFlashError `invalid-tensor` where an input does not fit the model, `runtime` with ONNX Runtime's message
-   */
-  async run(
-    feeds: SessionHandler.FeedsType,
-    fetches: SessionHandler.FetchesType,
-    options: InferenceSession.RunOptions,
-  ): Promise<SessionHandler.ReturnType> {
-    if (this.#released !== undefined) throw new OrtFlashError('invalid-argument', 'the session was released');
-    const run = inTurn(() => this.#run(feeds, fetches, options));
-    this.#runs.add(run);
-    try {
-      return await run;
-    } catch (error) {
-      throw toOrtFlashError(error, this.#file);
-    } finally {
-      this.#runs.delete(run);
-    }
+  protected override toError(error: unknown): OrtFlashError {
+    return toOrtFlashError(error, this.#file);
   }
 
-  async #run(
-    feeds: SessionHandler.FeedsType,
-    fetches: SessionHandler.FetchesType,
-    options: InferenceSession.RunOptions,
-  ): Promise<SessionHandler.ReturnType> {
+  protected override runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions): Promise<Results> {
+    return inTurn(() => this.#run(feeds, fetches, options));
+  }
+
+  async #run(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions): Promise<Results> {
     const names = Object.keys(fetches);
     const native = await this.#session.run(
       Object.entries(feeds).map(([name, tensor]) => feedOf(name, tensor)),
       names.map((name) => ({ name, onDevice: fetches[name] == null && this.#locationOf(name) === 'gpu-buffer' })),
       nativeRunOptions(options),
     );
-    const results: SessionHandler.ReturnType = {};
+    const results: Results = {};
     for (const name of names) {
       const target = fetches[name];
       const result = native[name]!;
@@ -104,25 +80,15 @@ export class AddonSessionHandler implements InferenceSessionHandler {
     return typeof locations === 'object' ? locations[name] : locations;
   }
 
-  /** Ends when the runs under way have ended and the session's memory is returned. May be called again. */
-  dispose(): Promise<void> {
-    this.#released ??= this.#dispose();
-    return this.#released;
+  protected override free(): Promise<void> {
+    return this.#session.release();
   }
 
-  async #dispose(): Promise<void> {
-    await Promise.allSettled(this.#runs);
-    await this.#session.release();
-  }
-
-  /** Does nothing, as in onnxruntime-node: the session option `enableProfiling` starts profiling. */
-  startProfiling(): void {}
-
-  endProfiling(): void {
+  override endProfiling(): void {
     try {
       this.#session.endProfiling();
     } catch (error) {
-      throw toOrtFlashError(error, this.#file);
+      throw this.toError(error);
     }
   }
 }

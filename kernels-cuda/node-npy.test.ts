@@ -5,9 +5,10 @@ import { join } from 'node:path';
 import test from 'ava';
 import fc from 'fast-check';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
+import { elementsFrom } from '../graph-rewrite/onnx/elements.js';
 import { decodeHalf } from '../graph-rewrite/op/half.js';
 import { arrayFromJson } from './node-json.js';
-import { type ArrayData, decodeNpy, encodeNpy, readNpyHeader, viewOf } from './node-npy.js';
+import { type ArrayData, decodeNpy, encodeNpy, readNpyHeader } from './node-npy.js';
 import { NpzFile } from './node-npz.js';
 
 interface NumpyFiles {
@@ -68,7 +69,7 @@ test('what is written is read back, bit by bit, and begins at a multiple of 64',
     fc.property(fc.constantFrom(...TYPES), shape, fc.infiniteStream(fc.nat(255)), (type, dims, random) => {
       const count = dims.reduce((product, size) => product * size, 1);
       const bytes = Uint8Array.from({ length: count * 8 }, () => random.next().value as number);
-      const data = viewOf(type as DataTypeName, bytes).slice(0, count);
+      const data = elementsFrom(type as DataTypeName, bytes).slice(0, count);
       const file = encodeNpy({ type: type as DataTypeName, dims, data });
       t.is(readNpyHeader(file, '')!.dataOffset % 64, 0);
       const back = decodeNpy(file, '');

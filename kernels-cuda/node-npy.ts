@@ -6,21 +6,11 @@
  */
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
+import { elementsFrom, type TensorData } from '../graph-rewrite/onnx/elements.js';
 import { decodeHalf } from '../graph-rewrite/op/half.js';
 
 /** An array's elements: typed as onnxruntime-common's Tensor holds them. */
-export type ArrayData =
-  | Float32Array
-  | Float64Array
-  | Uint8Array
-  | Int8Array
-  | Uint16Array
-  | Int16Array
-  | Uint32Array
-  | Int32Array
-  | BigInt64Array
-  | BigUint64Array
-  | string[];
+export type ArrayData = TensorData | string[];
 
 /** A tensor in memory, row-major. */
 export interface ArrayTensor {
@@ -123,40 +113,10 @@ export function decodeNpyElements(
   const ordered = header.fortranOrder ? toRowMajor(bytes, header.elementBytes, dims) : bytes;
   const { type } = header;
   if (type === 'string') return { type, dims, data: decodeStrings(ordered, header.elementBytes, count) };
-  return { type, dims, data: viewOf(type, ordered) };
+  return { type, dims, data: elementsFrom(type, ordered) };
 }
 
 const countOf = (dims: readonly number[]) => dims.reduce((product, size) => product * size, 1);
-
-/** Elements of a type over a copy of these bytes, which need not be aligned. */
-export function viewOf(type: DataTypeName, bytes: Uint8Array): Exclude<ArrayData, string[]> {
-  // Not bytes.slice(), which for a Buffer makes no copy.
-  const { buffer } = new Uint8Array(bytes);
-  switch (type) {
-    case 'float32':
-      return new Float32Array(buffer);
-    case 'float64':
-      return new Float64Array(buffer);
-    case 'float16':
-    case 'bfloat16':
-    case 'uint16':
-      return new Uint16Array(buffer);
-    case 'int8':
-      return new Int8Array(buffer);
-    case 'int16':
-      return new Int16Array(buffer);
-    case 'int32':
-      return new Int32Array(buffer);
-    case 'uint32':
-      return new Uint32Array(buffer);
-    case 'int64':
-      return new BigInt64Array(buffer);
-    case 'uint64':
-      return new BigUint64Array(buffer);
-    default:
-      return new Uint8Array(buffer);
-  }
-}
 
 /** Puts elements from Fortran's order into C's. */
 function toRowMajor(bytes: Uint8Array, elementBytes: number, dims: readonly number[]): Uint8Array {

@@ -1,5 +1,7 @@
 import { Tensor } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
+import { elementsOver } from '../graph-rewrite/onnx/elements.js';
 import type { NativeDeviceTensor, NativeFeed, NativeResult } from './node-addon.js';
 
 /** ONNX's element types that onnxruntime-common's Tensor does not know; see {@link createTensor}. */
@@ -13,28 +15,6 @@ export type ExtendedTensorType =
   | 'float4e2m1'
   | 'int2'
   | 'uint2';
-
-type NumberArrayConstructor = {
-  new (buffer: ArrayBuffer): ArrayBufferView & { readonly length: number };
-};
-
-/** What holds the elements of each type; types of less than 8 bits are packed into bytes, the first in the low bits. */
-const ARRAYS: Readonly<Record<string, NumberArrayConstructor>> = {
-  float32: Float32Array,
-  float64: Float64Array,
-  float16: Uint16Array,
-  int8: Int8Array,
-  uint8: Uint8Array,
-  int16: Int16Array,
-  uint16: Uint16Array,
-  int32: Int32Array,
-  uint32: Uint32Array,
-  int64: BigInt64Array,
-  uint64: BigUint64Array,
-  bool: Uint8Array,
-  int4: Uint8Array,
-  uint4: Uint8Array,
-};
 
 const EXTENDED_BITS: Readonly<Record<ExtendedTensorType, number>> = {
   bfloat16: 16,
@@ -88,25 +68,19 @@ function relabel(tensor: Tensor, type: string, dims: readonly number[]): Tensor 
   return Object.assign(tensor, { type, dims: [...dims], size: dims.reduce((product, dim) => product * dim, 1) });
 }
 
-/** The elements in these bytes. */
-function elementsOf(type: string, bytes: ArrayBuffer): Tensor.DataType {
-  const holder = ARRAYS[type] ?? (type === 'bfloat16' ? Uint16Array : Uint8Array);
-  return new holder(bytes) as Tensor.DataType;
-}
-
 /** The GPU tensors of the addon behind tensors of location `gpu-buffer`. */
 const deviceTensors = new WeakMap<Tensor, NativeDeviceTensor>();
 
 /** A tensor from what a run gave. One that stays on the GPU has location `gpu-buffer`; `getData` copies it from there. */
 export function tensorOf({ type, dims, data, device }: NativeResult): Tensor {
   if (device === undefined) {
-    const elements = data instanceof ArrayBuffer ? elementsOf(type, data) : (data ?? []);
+    const elements = data instanceof ArrayBuffer ? elementsOver(type as DataTypeName, data) : (data ?? []);
     return createTensor(type as Tensor.Type, elements, dims);
   }
   const tensor = Tensor.fromGpuBuffer(device as unknown as Tensor.GpuBufferType, {
     dataType: 'uint8',
     dims,
-    download: async () => elementsOf(type, await device.download()) as Uint8Array,
+    download: async () => elementsOver(type as DataTypeName, await device.download()) as Uint8Array,
     dispose: () => device.dispose(),
   });
   deviceTensors.set(tensor, device);

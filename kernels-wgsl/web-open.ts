@@ -1,9 +1,4 @@
-import {
-  env,
-  type InferenceSessionHandler,
-  InferenceSession as OrtSession,
-  type InferenceSession as OrtTypes,
-} from '#onnxruntime-web';
+import { env, InferenceSession as OrtSession, type InferenceSession as OrtTypes } from '#onnxruntime-web';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
@@ -14,9 +9,10 @@ import { type AttentionFacts, cutModel } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
 import { loadExternalFiles, loadFile } from './session/external-files.js';
 import { fixDimensions } from './session/free-dimensions.js';
-import { PlainHandler, SplicedHandler } from './session/handlers.js';
+import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
 import { ortError } from './session/ort-error.js';
+import type { OpenedSession } from './session/shell.js';
 import { SplicedSession } from './session/spliced-session.js';
 
 /**
@@ -46,10 +42,7 @@ export interface WebSessionExplanation {
   readonly text: string;
 }
 
-export interface OpenedWebSession {
-  readonly handler: InferenceSessionHandler;
-  readonly explanation: WebSessionExplanation;
-}
+export type OpenedWebSession = OpenedSession<WebSessionExplanation>;
 
 type Source = string | Uint8Array;
 type Provider = OrtTypes.ExecutionProviderConfig;
@@ -119,7 +112,7 @@ async function openWebGpu(
     const plan = cutModel(model, (facts) => isTaken(facts, engine));
     if (!plan.steps.some((step) => step.kind === 'attention'))
       throw new OrtFlashError('unsupported', whyNothing(sites));
-    const session = await SplicedSession.create(plan, { engine, options, provider: providerOptions, files });
+    const session = await SplicedSession.create(plan, metadata, { engine, options, provider: providerOptions, files });
     const explanation = {
       device: 'webgpu',
       attentions: session.attentionCount,
@@ -127,7 +120,7 @@ async function openWebGpu(
       sites,
       reasons,
     };
-    return { handler: new SplicedHandler(session, metadata), explanation: explained(explanation) };
+    return { handler: session, explanation: explained(explanation) };
   } catch (error) {
     if (flash === 'on' || !(error instanceof OrtFlashError) || error.code !== 'unsupported') throw error;
     const rest = files.length > 0 ? { ...options, externalData: files } : options;
@@ -210,7 +203,7 @@ async function openWhole(
       typeof source === 'string' ? OrtSession.create(source, given) : OrtSession.create(source, given),
     );
     return {
-      handler: new PlainHandler(session),
+      handler: new WholeSessionHandler(session, inTurn),
       explanation: explained({ device: nameOf(provider), attentions: 0, segments: 1, sites, reasons }),
     };
   } catch (error) {

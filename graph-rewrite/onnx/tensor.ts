@@ -3,25 +3,12 @@ import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { decodeHalf, encodeHalf } from '../op/half.js';
 import { type DataTypeInfo, type DataTypeName, dataTypeInfo, dataTypeName, dataTypeOf } from './data-type.js';
+import { elementsFrom, type TensorData } from './elements.js';
 import { checkedReference, type ExternalDataReader, isExternal, readExternalTensor } from './external.js';
 import { packedCount, packedRuns, readFixed, readVarints } from './packed.js';
 import { TensorProto } from './proto.js';
 
-/**
- * A tensor's elements as ONNX Runtime's JavaScript tensors hold them: float16 and bfloat16 as bits in a Uint16Array,
- * bool and 8-bit floats as bytes, complex numbers as pairs, and types below 8 bits as the packed bytes.
- */
-export type TensorData =
-  | Float32Array
-  | Float64Array
-  | Uint8Array
-  | Int8Array
-  | Uint16Array
-  | Int16Array
-  | Uint32Array
-  | Int32Array
-  | BigInt64Array
-  | BigUint64Array;
+export type { TensorData };
 
 /** How to read a tensor whose data is not in the model file. */
 export interface TensorReadOptions {
@@ -138,48 +125,17 @@ export function tensorData(tensor: TensorProto, options: TensorReadOptions = {})
     throw new OrtFlashError('invalid-tensor', 'a string tensor has no numbers', place);
   }
   if (isExternal(tensor)) {
-    return viewAs(info, readExternalTensor(tensor, tensorByteSize(tensor) ?? 0, options.readExternal));
+    return elementsFrom(info.name, readExternalTensor(tensor, tensorByteSize(tensor) ?? 0, options.readExternal));
   }
-  if (tensor.raw_data !== null && tensor.raw_data.length > 0) return viewAs(info, tensor.raw_data);
+  if (tensor.raw_data !== null && tensor.raw_data.length > 0) return elementsFrom(info.name, tensor.raw_data);
   return typedFieldData(tensor, info);
-}
-
-/** Copies bytes into a typed array of the element type; ONNX stores little-endian, as every JavaScript host does. */
-function viewAs(info: DataTypeInfo, bytes: Uint8Array): TensorData {
-  const { buffer } = bytes.slice();
-  switch (info.name) {
-    case 'float32':
-    case 'complex64':
-      return new Float32Array(buffer);
-    case 'float64':
-    case 'complex128':
-      return new Float64Array(buffer);
-    case 'float16':
-    case 'bfloat16':
-    case 'uint16':
-      return new Uint16Array(buffer);
-    case 'int8':
-      return new Int8Array(buffer);
-    case 'int16':
-      return new Int16Array(buffer);
-    case 'int32':
-      return new Int32Array(buffer);
-    case 'uint32':
-      return new Uint32Array(buffer);
-    case 'int64':
-      return new BigInt64Array(buffer);
-    case 'uint64':
-      return new BigUint64Array(buffer);
-    default:
-      return new Uint8Array(buffer);
-  }
 }
 
 function typedFieldData(tensor: TensorProto, info: DataTypeInfo): TensorData {
   switch (info.field) {
     case 'float_data':
     case 'double_data':
-      return viewAs(info, readFixed(tensor, info.field));
+      return elementsFrom(info.name, readFixed(tensor, info.field));
     case 'int64_data':
       return BigInt64Array.from(readVarints(tensor, 'int64_data'));
     case 'uint64_data': {
@@ -190,8 +146,8 @@ function typedFieldData(tensor: TensorProto, info: DataTypeInfo): TensorData {
       // int32_data: the low bits of each entry are the element's bits, for 16-bit floats too.
       const values = Int32Array.from(readVarints(tensor, 'int32_data'), Number);
       if (info.bits === 32) return values;
-      return viewAs(
-        info,
+      return elementsFrom(
+        info.name,
         new Uint8Array((info.bits === 16 ? Uint16Array.from(values) : Uint8Array.from(values)).buffer),
       );
     }

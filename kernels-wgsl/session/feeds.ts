@@ -1,6 +1,6 @@
 import type { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
-import type { ModelMetadata } from './metadata.js';
+import type { ModelMetadata } from './handler.js';
 
 /**
  * Checks inputs before any part of the model runs.

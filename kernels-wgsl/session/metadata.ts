@@ -1,11 +1,7 @@
 import type { InferenceSession as OrtTypes, Tensor } from '#onnxruntime-web';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
 import type { ModelProto, ValueInfoProto } from '../../graph-rewrite/onnx/proto.js';
-
-export interface ModelMetadata {
-  readonly inputs: readonly OrtTypes.ValueMetadata[];
-  readonly outputs: readonly OrtTypes.ValueMetadata[];
-}
+import type { ModelMetadata } from './handler.js';
 
 /** What the runtime tells of a model's inputs and outputs; inputs with a default are none. */
 export function readMetadata({ graph }: ModelProto): ModelMetadata {

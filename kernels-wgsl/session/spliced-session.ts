@@ -8,6 +8,8 @@ import { AttentionRunner, bufferBytes, gpuTensor } from './attention.js';
 import type { AttentionCall, SegmentStep, SplicePlan } from './cut.js';
 import { type Engine, inTurn } from './engine.js';
 import { externalReader, type LoadedFile } from './external-files.js';
+import { checkFeeds } from './feeds.js';
+import { type Feeds, FlashSessionHandler, type ModelMetadata } from './handler.js';
 import { ortError } from './ort-error.js';
 import { type ScheduledStep, scheduleSteps } from './schedule.js';
 import { type SegmentRunner, SplicedRun } from './spliced-run.js';
@@ -29,7 +31,8 @@ export interface SpliceOptions {
 }
 
 /** A model that runs in parts: those between attentions in ONNX Runtime, attention in our kernels, on one queue. */
-export class SplicedSession {
+export class SplicedSession extends FlashSessionHandler {
+  readonly #metadata: ModelMetadata;
   readonly #engine: Engine;
   readonly #plan: SplicePlan;
   readonly #locations: OutputLocation;
@@ -37,22 +40,23 @@ export class SplicedSession {
   readonly #attentions = new Map<AttentionCall, AttentionRunner>();
   readonly #constants: Record<string, Tensor> = {};
   readonly #schedules = new Map<string, readonly ScheduledStep[]>();
-  readonly #runs = new Set<Promise<unknown>>();
   #failed: OrtFlashError | undefined;
 
-  private constructor(plan: SplicePlan, engine: Engine, locations: OutputLocation) {
+  private constructor(plan: SplicePlan, metadata: ModelMetadata, { engine, options }: SpliceOptions) {
+    super(metadata);
+    this.#metadata = metadata;
     this.#plan = plan;
     this.#engine = engine;
-    this.#locations = locations;
+    this.#locations = options.preferredOutputLocation;
   }
 
   /**
    * Opens a session for each part of the model.
    * @throws OrtFlashError `runtime` where ONNX Runtime refuses a part, `device` where the device is lost
    */
-  static async create(plan: SplicePlan, splice: SpliceOptions): Promise<SplicedSession> {
+  static async create(plan: SplicePlan, metadata: ModelMetadata, splice: SpliceOptions): Promise<SplicedSession> {
     const { engine } = splice;
-    const session = new SplicedSession(plan, engine, splice.options.preferredOutputLocation);
+    const session = new SplicedSession(plan, metadata, splice);
     try {
       for (const [index, step] of plan.steps.entries()) {
         engine.check();
@@ -62,7 +66,7 @@ export class SplicedSession {
       session.#uploadConstants(splice.files);
       return session;
     } catch (error) {
-      await session.release();
+      await session.dispose();
       throw ortError(error);
     }
   }
@@ -79,17 +83,13 @@ export class SplicedSession {
    * Runs the model. Submissions of a run stay together; the next one's follow at once, and outputs that are read back
    * come when the GPU is done with them.
    */
-  run(feeds: Tensors, fetches: Fetches, options: OrtTypes.RunOptions): Promise<Record<string, Tensor>> {
-    const run = this.#run(feeds, fetches, options);
-    this.#runs.add(run);
-    const ended = () => this.#runs.delete(run);
-    run.then(ended, ended);
-    return run;
+  protected override async runModel(feeds: Feeds, fetches: Fetches, options: OrtTypes.RunOptions) {
+    const tensors = feeds as Tensors;
+    checkFeeds(this.#metadata, tensors);
+    return this.#run(tensors, fetches, options);
   }
 
-  /** Waits for the runs under way and frees everything. */
-  async release(): Promise<void> {
-    await Promise.allSettled(this.#runs);
+  protected override async free(): Promise<void> {
     await inTurn(async () => {
       for (const segment of this.#segments.values()) await segment.release();
     });

@@ -1,40 +1,10 @@
 import { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
+import { dataTypeInfo, dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
+import { elementsOver } from '../../graph-rewrite/onnx/elements.js';
 
 /** Types that ONNX Runtime keeps in GPU buffers. */
 export type GpuType = Tensor.GpuBufferDataTypes;
-
-type ArrayConstructor = new (buffer: ArrayBuffer) => ArrayBufferView;
-
-const ARRAYS: Readonly<Partial<Record<Tensor.Type, ArrayConstructor>>> = {
-  float32: Float32Array,
-  float16: (globalThis as { Float16Array?: ArrayConstructor }).Float16Array ?? Uint16Array,
-  int32: Int32Array,
-  int64: BigInt64Array,
-  uint32: Uint32Array,
-  uint64: BigUint64Array,
-  int16: Int16Array,
-  uint16: Uint16Array,
-  int8: Int8Array,
-  uint8: Uint8Array,
-  bool: Uint8Array,
-  float64: Float64Array,
-};
-
-const BYTES: Readonly<Partial<Record<Tensor.Type, number>>> = {
-  float32: 4,
-  float16: 2,
-  int32: 4,
-  int64: 8,
-  uint32: 4,
-  uint64: 8,
-  int16: 2,
-  uint16: 2,
-  int8: 1,
-  uint8: 1,
-  bool: 1,
-  float64: 8,
-};
 
 /** Types that can be on the GPU; the runtime's own list. */
 const GPU_TYPES: ReadonlySet<string> = new Set(['float32', 'float16', 'int32', 'int64', 'uint32', 'uint8', 'bool']);
@@ -45,7 +15,8 @@ export function isGpuType(type: string): type is GpuType {
 
 /** Bytes of a tensor's elements. */
 export function tensorBytes(type: Tensor.Type, dims: readonly number[]): number {
-  return dims.reduce((product, size) => product * size, BYTES[type] ?? 1);
+  const { bits } = dataTypeInfo(dataTypeOf(type))!;
+  return Math.ceil((dims.reduce((product, size) => product * size, 1) * bits) / 8);
 }
 
 /** The elements of a tensor in CPU memory, as bytes, a multiple of 4 of them as the queue takes them. */
@@ -60,9 +31,7 @@ export function cpuBytes(tensor: Tensor): Uint8Array<ArrayBuffer> {
 
 /** A tensor in CPU memory from its elements' bytes. */
 export function cpuTensor(type: Tensor.Type, buffer: ArrayBuffer, dims: readonly number[]): Tensor {
-  const Elements = ARRAYS[type];
-  if (Elements === undefined) throw new OrtFlashError('unsupported', `outputs of type ${type} cannot be read back`);
-  return new Tensor(type, new Elements(buffer) as Tensor.DataType, dims);
+  return new Tensor(type, elementsOver(type, buffer) as Tensor.DataType, dims);
 }
 
 /** Copies a result into the tensor that the caller gave for it. */
