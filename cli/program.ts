@@ -116,7 +116,9 @@ function addRunCommands(add: Add): void {
       'samples: a folder of input_N.pb or NAME.npy, of test_data_set_*, a .npz or .jsonl',
     )
     .requiredOption('--outputs <dir>', 'folder for the results, one folder a sample')
-    .addOption(new Option('--device <device>', 'where to run').choices(['cpu', 'webgpu', 'cuda']).default('cpu'))
+    .addOption(
+      new Option('--device <device>', 'where to run').choices(['cpu', 'wasm', 'webgpu', 'cuda']).default('cpu'),
+    )
     .option('--device-ids <list>', 'GPUs to use, for cuda: 0,1', parseIndices)
     .option('--batch <size>', 'the most samples that one run takes together', parsePositive, 1)
     .option('--no-resume', 'run samples again whose results are already there')

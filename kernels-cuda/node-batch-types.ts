@@ -1,7 +1,10 @@
 import type { OrtFlashError } from '../graph-rewrite/errors.js';
 
-/** What runs a batch: ONNX Runtime on the CPU, on CUDA with our kernels, or the web session over WebGPU. */
-export type BatchDevice = 'cpu' | 'cuda' | 'webgpu';
+/**
+ * What runs a batch: ONNX Runtime on the CPU, natively or in WebAssembly; on CUDA with our kernels; or the web session
+ * over WebGPU.
+ */
+export type BatchDevice = 'cpu' | 'wasm' | 'webgpu' | 'cuda';
 
 /** How a result is written: ONNX TensorProto (`output_N.pb`) or NumPy (`NAME.npy`). */
 export type TensorFileFormat = 'pb' | 'npy';

@@ -42,12 +42,14 @@ export async function runBatch(options: RunBatchOptions): Promise<BatchSummary> 
   }
 }
 
+const BATCH_DEVICES: readonly string[] = ['cpu', 'wasm', 'webgpu', 'cuda'];
+
 function checkOptions({ batch = 1, deviceIds, device = 'cpu', inputs, outputs, format }: RunBatchOptions): void {
   const fail = (why: string): never => {
     throw new OrtFlashError('invalid-argument', why);
   };
   if (!Number.isSafeInteger(batch) || batch < 1) fail(`batch must be a whole number from 1 on, not ${batch}`);
-  if (!['cpu', 'cuda', 'webgpu'].includes(device)) fail(`device "${device}" is not known; cpu, cuda and webgpu are`);
+  if (!BATCH_DEVICES.includes(device)) fail(`device "${device}" is not known; ${BATCH_DEVICES.join(', ')} are`);
   if (format !== undefined && format !== 'pb' && format !== 'npy') fail(`format "${format}" is not known`);
   if (deviceIds !== undefined && device !== 'cuda') fail('deviceIds are for device cuda');
   if (deviceIds?.length === 0 || (new Set(deviceIds).size !== deviceIds?.length && deviceIds !== undefined))

@@ -9,7 +9,7 @@ import { AddonSessionHandler } from './node-handler.js';
 import { cudaOptions, nativeSessionOptions } from './node-options.js';
 import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
 import { type FlashMode, type PreparedModel, prepareModel } from './node-prepare.js';
-import { openWebGpuSession } from './node-webgpu.js';
+import { openWasmSession, openWebGpuSession } from './node-web-runtime.js';
 
 type Provider = OrtTypes.ExecutionProviderConfig;
 type Model = string | Uint8Array;
@@ -22,7 +22,7 @@ export interface SessionOptions extends OrtTypes.SessionOptions {
 
 /** What a session runs on. */
 export interface SessionPlace {
-  /** `cpu`, `cuda:0`, `webgpu`, or another execution provider's name. */
+  /** `cpu`, `cuda:0`, `webgpu`, `wasm`, or another execution provider's name. */
   readonly device: string;
   /** The addon of this package, onnxruntime-node, or onnxruntime-web. */
   readonly engine: 'addon' | 'onnxruntime-node' | 'onnxruntime-web';
@@ -87,11 +87,9 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
     case 'cuda':
       return openCuda(provider, model, options);
     case 'webgpu':
-      return {
-        ...(await openWebGpuSession(model, options)),
-        device: 'webgpu',
-        engine: 'onnxruntime-web',
-      };
+      return { ...(await openWebGpuSession(model, options)), device: 'webgpu', engine: 'onnxruntime-web' };
+    case 'wasm':
+      return { ...(await openWasmSession(model, options)), device: 'wasm', engine: 'onnxruntime-web' };
     case 'cpu':
       return openCpu(provider, model, options);
     default:

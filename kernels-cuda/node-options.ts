@@ -69,21 +69,24 @@ function configEntries(extra: Record<string, unknown>, prefix = ''): Record<stri
 
 type ExternalFile = NonNullable<SessionOptions['externalData']>[number];
 
-async function readExternalData(model: string | Uint8Array, file: ExternalFile) {
+/** A data file that session options name: its path as the model's tensors say it, and its bytes. */
+export async function readExternalData(model: string | Uint8Array, file: ExternalFile) {
   const folder = typeof model === 'string' ? dirname(model) : '.';
   const { path, data } = typeof file === 'string' ? { path: basename(file), data: file } : file;
   if (typeof data === 'string')
-    return { path, data: await readWhole(typeof file === 'string' ? join(folder, data) : data) };
+    return { path, data: await readWhole(typeof file === 'string' ? join(folder, data) : data, 'external-data') };
   if (data instanceof Uint8Array) return { path, data };
   if (data instanceof Blob) return { path, data: new Uint8Array(await data.arrayBuffer()) };
   return { path, data: new Uint8Array(data) };
 }
 
-async function readWhole(file: string): Promise<Uint8Array> {
+/** @throws OrtFlashError of this code, with the file's name and the system's reason */
+export async function readWhole(file: string, code: 'file-access' | 'external-data'): Promise<Uint8Array> {
   try {
     return await readFile(file);
   } catch (error) {
-    throw new OrtFlashError('external-data', 'cannot read the external data', { file }, undefined, { cause: error });
+    const why = error instanceof Error ? error.message : String(error);
+    throw new OrtFlashError(code, `cannot read the file: ${why}`, { file }, undefined, { cause: error });
   }
 }
 

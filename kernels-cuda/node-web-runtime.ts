@@ -1,0 +1,138 @@
+/** Where the Node session meets onnxruntime-web, which is loaded when it is first asked for. */
+import { dirname, join } from 'node:path';
+import type { InferenceSession, InferenceSessionHandler, Tensor } from 'onnxruntime-node';
+import { decodeModel } from '../graph-rewrite/onnx/codec.js';
+import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
+import {
+  type Feeds,
+  type Fetches,
+  FlashSessionHandler,
+  type Results,
+  WholeSessionHandler,
+} from '../kernels-wgsl/session/handler.js';
+import { readExternalData, readWhole } from './node-options.js';
+import { type FlashMode, prepareModel } from './node-prepare.js';
+import { createTensor, fillTensor } from './node-tensor.js';
+
+/** A session of onnxruntime-web, with what is to be told of it. */
+export interface OpenedWebRuntime {
+  readonly handler: InferenceSessionHandler;
+  readonly notes: readonly string[];
+}
+
+type Model = string | Uint8Array;
+type Options = InferenceSession.SessionOptions;
+
+/**
+ * Opens a session of `ort-flash/web` over Dawn.
+ * @throws OrtFlashError `device` or `unsupported` with the reason, where there is none
+ */
+export async function openWebGpuSession(model: Model, options: Options): Promise<OpenedWebRuntime> {
+  await (await import('../kernels-wgsl/web-node.js')).installNodeWebGpu();
+  const { env } = await import('#onnxruntime-web');
+  // Its WebAssembly threads are web workers, which Node lacks.
+  env.wasm.numThreads = 1;
+  const { openWebSession } = await import('../kernels-wgsl/web-open.js');
+  const given = { ...options, externalData: await loadDataFiles(model, options), executionProviders: ['webgpu'] };
+  const { handler, explanation } = await turning(() =>
+    openWebSession(model, given as Parameters<typeof openWebSession>[1]),
+  );
+  const { attentions, segments, reasons } = explanation;
+  const how =
+    attentions > 0
+      ? [`${attentions} attentions in FlashAttention kernels between ${segments} parts in ONNX Runtime`]
+      : [];
+  return { handler: new TurningHandler(handler as unknown as InferenceSessionHandler), notes: [...how, ...reasons] };
+}
+
+/**
+ * Opens a session in WebAssembly, with attention in ONNX Runtime's own fused operators.
+ *
+ * It is onnxruntime-web's build for Node, which has threads there. The build with WebGPU must not be taken: V8 goes on
+ * for a minute to optimise its larger code, which keeps a process from ending.
+ * @throws OrtFlashError `unsupported` with `flash: 'on'`, where no attention can be fused
+ */
+export async function openWasmSession(
+  model: Model,
+  options: Options & { readonly flash?: FlashMode },
+): Promise<OpenedWebRuntime> {
+  const { flash = 'auto', ...rest } = options;
+  const { InferenceSession: Sessions } = await import('onnxruntime-web');
+  const prepared = await prepareModel(model, 'ort', flash);
+  const given = { ...rest, externalData: await loadDataFiles(model, options), executionProviders: ['wasm'] };
+  const session = await Sessions.create(
+    typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model,
+    given as Parameters<typeof Sessions.create>[1],
+  );
+  const notes = prepared.note === undefined ? [] : [prepared.note];
+  // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
+  const handler = new WasmSessionHandler(session as unknown as InferenceSession);
+  return { handler, notes: [...notes, 'runs block the event loop'] };
+}
+
+/** Gives results as tensors of onnxruntime-node, and fills those that are given. */
+class WasmSessionHandler extends WholeSessionHandler {
+  protected override async runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions) {
+    // onnxruntime-web gives back tensors for outputs without filling them.
+    const wanted = Object.fromEntries(Object.keys(fetches).map((name) => [name, null]));
+    const results = await super.runModel(feeds, wanted, options);
+    const entries = Object.entries(results).map(([name, result]) => {
+      const target = fetches[name];
+      return [name, target == null ? ownTensor(result) : copyInto(name, target, result)] as const;
+    });
+    return Object.fromEntries(entries);
+  }
+}
+
+/** Keeps Node's event loop turning while a session over Dawn works; see {@link turning}. */
+class TurningHandler extends FlashSessionHandler {
+  readonly #handler: InferenceSessionHandler;
+
+  constructor(handler: InferenceSessionHandler) {
+    super({ inputs: handler.inputMetadata, outputs: handler.outputMetadata });
+    this.#handler = handler;
+  }
+
+  protected override runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions) {
+    return turning(() => this.#handler.run(feeds, fetches, options));
+  }
+
+  protected override free(): Promise<void> {
+    return turning(() => this.#handler.dispose());
+  }
+
+  override endProfiling(): void {
+    this.#handler.endProfiling();
+  }
+}
+
+/**
+ * Does work of onnxruntime-web's build for WebGPU. V8 goes on for a minute to optimise that build's code on other
+ * threads; where nothing but promises keeps the event loop alive, Node waits for V8 before it goes on with them.
+ */
+async function turning<T>(work: () => Promise<T>): Promise<T> {
+  const turn = setInterval(() => {}, 1000);
+  try {
+    return await work();
+  } finally {
+    clearInterval(turn);
+  }
+}
+
+type Result = Results[string];
+
+const ownTensor = ({ type, data, dims }: Result) => createTensor(type, data as Tensor.DataType, dims);
+
+function copyInto(name: string, target: Result, { type, data, dims }: Result): Result {
+  const elements = Array.isArray(data) ? data : ((data as Uint8Array).slice().buffer as ArrayBuffer);
+  return fillTensor(name, target, { type, dims: [...dims], data: elements });
+}
+
+/** The model's data files, which onnxruntime-web does not look for: those that the options name, else all of them. */
+async function loadDataFiles(model: Model, { externalData }: Options): Promise<{ path: string; data: Uint8Array }[]> {
+  if (externalData !== undefined) return Promise.all(externalData.map((file) => readExternalData(model, file)));
+  if (typeof model !== 'string') return [];
+  const files = dataFiles(decodeModel(await readWhole(model, 'file-access'), model));
+  const read = (path: string) => readWhole(join(dirname(model), path), 'external-data');
+  return Promise.all(files.map(async ({ location }) => ({ path: location, data: await read(location) })));
+}

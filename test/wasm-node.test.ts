@@ -1,0 +1,56 @@
+/** Batch inference and sessions in WebAssembly under Node, over the bundled exports. */
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'ava';
+import { InferenceSession, runBatch, Tensor } from '../kernels-cuda/index.js';
+import { externalModel, identityModel } from '../kernels-cuda/test-models.js';
+import { bundledModels, readTestData } from '../models/corpus.js';
+import { relativeDifference, toNumbers } from './runtime.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'ort-flash-wasm-'));
+test.after.always(() => rmSync(folder, { recursive: true, force: true }));
+
+// ONNX Runtime's CPU kernels for bfloat16 are not in onnxruntime-web.
+for (const model of bundledModels().filter(({ unrunnableOnCpu, name }) => !unrunnableOnCpu && !name.startsWith('bf16')))
+  test(`runBatch on wasm gives PyTorch's outputs: ${model.name}`, async (t) => {
+    const inputs = join(folder, `${model.name}-in`);
+    const outputs = join(folder, model.name);
+    cpSync(model.dataFolder, join(inputs, 'test_data_set_0'), { recursive: true });
+    const summary = await runBatch({ model: model.modelFile, inputs, outputs, device: 'wasm' });
+    t.like(summary, { finished: 1, failed: [], devices: ['wasm'] });
+    const actual = readTestData(join(outputs, 'test_data_set_0')).outputs;
+    const expected = readTestData(model.dataFolder).outputs;
+    t.is(actual.length, expected.length);
+    for (const [i, output] of expected.entries()) {
+      const { type, dims, data } = actual[i]!;
+      t.deepEqual([type, dims], [output.type, output.dims]);
+      t.true(relativeDifference(toNumbers(type, data as ArrayLike<number>), output) <= model.tolerance);
+    }
+  });
+
+test('a session on wasm fills tensors that are given, and may be released twice', async (t) => {
+  const session = await InferenceSession.create(identityModel('float32'), { executionProviders: ['wasm'] });
+  t.like(session.explain(), { device: 'wasm', engine: 'onnxruntime-web' });
+  const target = new Tensor('float32', new Float32Array(2), [2]);
+  const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(3, 4), [2]) }, { y: target });
+  t.is(y, target);
+  t.deepEqual(target.data, Float32Array.of(3, 4));
+  const own = await session.run({ x: new Tensor('float32', Float32Array.of(5), [1]) });
+  t.true(own.y instanceof Tensor);
+  await t.throwsAsync(session.run({ x: new Tensor('int32', Int32Array.of(5), [1]) }), { name: 'OrtFlashError' });
+  await session.release();
+  await session.release();
+});
+
+test('a session on wasm finds data files beside the model, and says which is missing', async (t) => {
+  const open = () => InferenceSession.create(join(folder, 'model.onnx'), { executionProviders: ['wasm'] });
+  writeFileSync(join(folder, 'model.onnx'), externalModel());
+  const missing = await t.throwsAsync(open(), { name: 'OrtFlashError' });
+  t.regex(missing!.message, /weights\.bin/);
+  writeFileSync(join(folder, 'weights.bin'), new Uint8Array(Float32Array.of(1, 2, 3, 4).buffer));
+  const session = await open();
+  const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(1, 1, 1, 1), [4]) });
+  t.deepEqual(y!.data, Float32Array.of(2, 3, 4, 5));
+  await session.release();
+});
