@@ -1,7 +1,7 @@
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { type Graph, Model, type Node, type Value } from '../../graph-rewrite/graph/graph.js';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
-import { DataType, GraphProto, ModelProto, type TensorProto } from '../../graph-rewrite/onnx/proto.js';
+import { GraphProto, ModelProto, type TensorProto } from '../../graph-rewrite/onnx/proto.js';
 import { elementCount } from '../../graph-rewrite/onnx/tensor.js';
 import { subgraphs } from '../../graph-rewrite/onnx/walk.js';
 import {
@@ -16,6 +16,7 @@ import { isFlashAttention, readAttributes, readInputs } from '../../graph-rewrit
 import { Expression } from '../../graph-rewrite/shape/expression.js';
 import { Inference } from '../../graph-rewrite/shape/inference.js';
 import { readSizes } from '../../graph-rewrite/shape/operators/flash-attention.js';
+import { findCpuNodes, nameNodes } from './cpu-nodes.js';
 import { type Placement, placeNodes, readsOf } from './placement.js';
 import { describeValue } from './value-info.js';
 
@@ -29,8 +30,8 @@ export interface SegmentStep {
   readonly model: ModelProto;
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
-  /** Names of the nodes that compute on integers and booleans alone: positions, shapes, masks; small, and best on the CPU. */
-  readonly integerNodes: readonly string[];
+  /** Names of the nodes that are to run on the CPU; see {@link findCpuNodes}. */
+  readonly cpuNodes: readonly string[];
 }
 
 /** One `FlashAttention` node between two segments. */
@@ -128,6 +129,7 @@ class Cutter {
   readonly #constants = new Map<string, TensorProto>();
   readonly #attended = new Set<string>();
   readonly #shared: ReadonlySet<Value>;
+  readonly #cpuNodes: ReadonlySet<Node>;
 
   constructor(
     readonly model: Model,
@@ -139,6 +141,8 @@ class Cutter {
       this.#graph.nodes.filter((node) => placement.segments.get(node)?.has(segment)),
     );
     this.#shared = this.#sharedWeights();
+    this.#cpuNodes = findCpuNodes(this.#graph, inference);
+    nameNodes([...this.#cpuNodes].filter((node) => placement.segments.has(node)));
   }
 
   plan(): SplicePlan {
@@ -211,14 +215,8 @@ class Cutter {
       model: this.#wrap(part),
       inputs: inputs.map((value) => value.name),
       outputs: outputs.map((value) => value.name),
-      integerNodes: nodes.filter((node) => this.#isInteger(node)).map((node) => nameOf(node)),
+      cpuNodes: nodes.filter((node) => this.#cpuNodes.has(node)).map(({ proto }) => proto.name!),
     };
-  }
-
-  /** Whether a node computes on integers and booleans alone. */
-  #isInteger(node: Node): boolean {
-    const values = [...node.inputs, ...node.outputs].filter((value) => value !== undefined);
-    return node.subgraphs.length === 0 && values.every((value) => INTEGERS.has(this.inference.of(value).type ?? 0));
   }
 
   #describe(value: Value) {
@@ -254,14 +252,6 @@ class Cutter {
     for (const name of Object.values(outputs)) this.#describe(this.#graph.value(name)!);
     return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs };
   }
-}
-
-const INTEGERS: ReadonlySet<number> = new Set([DataType.INT32, DataType.INT64, DataType.BOOL]);
-
-/** The node's name; it gets that of its first output where it has none. */
-function nameOf({ proto }: Node): string {
-  proto.name ||= `${proto.op_type} → ${proto.output.find((name) => name !== '')}`;
-  return proto.name;
 }
 
 function isFloat(tensor: TensorProto): boolean {

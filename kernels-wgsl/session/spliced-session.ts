@@ -5,6 +5,7 @@ import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
 import type { TensorProto } from '../../graph-rewrite/onnx/proto.js';
 import { tensorData, tensorShape } from '../../graph-rewrite/onnx/tensor.js';
 import { AttentionRunner, bufferBytes, gpuTensor } from './attention.js';
+import { fitNames } from './cpu-nodes.js';
 import type { AttentionCall, SegmentStep, SplicePlan } from './cut.js';
 import { type Engine, inTurn } from './engine.js';
 import { externalReader, type LoadedFile } from './external-files.js';
@@ -182,8 +183,7 @@ export class SplicedSession extends FlashSessionHandler {
     };
     const { freeDimensionOverrides: _, enableGraphCapture: __, ...rest } = options;
     const bytes = encodeModel(step.model);
-    // The runtime would split them between CPU and GPU, operator by operator, and read back in between.
-    const names = [...step.integerNodes, ...((provider.forceCpuNodeNames as string[] | undefined) ?? [])];
+    const names = fitNames([...((provider.forceCpuNodeNames as string[] | undefined) ?? []), ...step.cpuNodes]);
     // An empty list is refused.
     const onCpu = names.length > 0 ? { forceCpuNodeNames: names } : {};
     return inTurn(() =>
