@@ -72,6 +72,12 @@ function compile() {
   run(process.execPath, [at('kernels-wgsl', 'bundle.mjs'), at('dist', 'web.min.js')]);
 }
 
+/** The page that `npm run demo` serves; the published package has it built. */
+function bundlePage() {
+  say('bundling the page');
+  run(process.execPath, [at('cli', 'page', 'build.mjs'), at('dist', 'cli', 'page', 'site')]);
+}
+
 /** What tests need of the system: how to tell that it is there, its Debian package, and what is skipped without it. */
 const systemPackages = [
   // Chromium brings SwiftShader, a GPU in software; Dawn in Node reaches it through Vulkan's loader.
@@ -127,6 +133,7 @@ installDependencies();
 generateSchema();
 linkShaders();
 compile();
+bundlePage();
 if (options.has('--test')) {
   installSystemPackages();
   buildAddon();

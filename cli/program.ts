@@ -109,6 +109,9 @@ function addRunCommands(add: Add): void {
   add('demo', async () => (await import('./commands/demo.js')).demo)
     .description('rewrite real exports, compare them with the untouched ones, and show what attention costs')
     .option('--lengths <list>', 'sequence lengths to measure at', parseLengths, [512, 1024, 2048, 4096]);
+  add('page', async () => (await import('./commands/page.js')).page)
+    .description('serve a page on this machine to try models in the browser; ends with Ctrl+C')
+    .option('--port <number>', 'port to serve on, 0 for any that is free', parseCount, 4747);
   add('run <model>', async () => (await import('./commands/run.js')).run)
     .description('run a model over many samples')
     .requiredOption(

@@ -23,9 +23,9 @@ export function printSites(output: Output, sites: readonly SiteReport[]): void {
   }
 }
 
-const SITE_HEAD = ['sites', 'form', 'heads', 'head dimension', 'mask', 'first node'];
+export const SITE_HEAD = ['sites', 'form', 'heads', 'head dimension', 'mask', 'first node'];
 
-function siteRow(site: SiteReport): string[] {
+export function siteRow(site: SiteReport): string[] {
   return [site.form, headsOf(site), dimensionOf(site), describeMask(site.mask)];
 }
 

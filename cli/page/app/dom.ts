@@ -1,0 +1,61 @@
+/** Makes an element with attributes and children. */
+export function element<Tag extends keyof HTMLElementTagNameMap>(
+  tag: Tag,
+  attributes: Readonly<Record<string, string | number | boolean>> = {},
+  ...children: readonly (Node | string)[]
+): HTMLElementTagNameMap[Tag] {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false) continue;
+    made.setAttribute(name, value === true ? '' : String(value));
+  }
+  made.append(...children);
+  return made;
+}
+
+/** The element of the page with this id. */
+export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
+  return document.getElementById(id) as E;
+}
+
+/** A table; `right` are the columns of numbers, aligned right. The first column heads its row where `rowHeads` is set. */
+export function table(
+  caption: string,
+  head: readonly string[],
+  rows: readonly (readonly (Node | string)[])[],
+  options: { readonly right?: readonly number[]; readonly rowHeads?: boolean } = {},
+): HTMLElement {
+  const align = (column: number): Record<string, string> =>
+    options.right?.includes(column) ? { class: 'number' } : {};
+  const body = rows.map((row) =>
+    element(
+      'tr',
+      {},
+      ...row.map((cell, column) =>
+        options.rowHeads && column === 0 ? element('th', { scope: 'row' }, cell) : element('td', align(column), cell),
+      ),
+    ),
+  );
+  const made = element(
+    'table',
+    {},
+    element('caption', { class: 'hidden' }, caption),
+    element(
+      'thead',
+      {},
+      element('tr', {}, ...head.map((text, column) => element('th', { scope: 'col', ...align(column) }, text))),
+    ),
+    element('tbody', {}, ...body),
+  );
+  return scrolling(caption, made);
+}
+
+/** What is wider than the screen scrolls by itself, also with the keyboard. */
+export function scrolling(label: string, content: Node): HTMLElement {
+  return element('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': label }, content);
+}
+
+/** SVG text as an element; scripts in it would not run, and the page's policy allows none. */
+export function svgElement(text: string): SVGElement {
+  return document.importNode(new DOMParser().parseFromString(text, 'image/svg+xml').documentElement, true) as never;
+}

@@ -1,0 +1,150 @@
+/** The page: takes a model, shows what becomes of it, and runs both forms. */
+import { count } from '../../text.js';
+import { Asked, Cancelled } from './ask.js';
+import { byId, element } from './dom.js';
+import { EXAMPLES, type ListedModel } from './examples.js';
+import { describeGpu, findGpu } from './gpu.js';
+import type { GivenFile, OpenedModel, RewriteCalls } from './messages.js';
+import { memorySection, pictureSection, siteSection, summary } from './results.js';
+import { RunPanel } from './runs.js';
+
+const files = byId<HTMLInputElement>('files');
+const status = byId('status');
+const problem = byId('problem');
+const results = byId('results');
+const gpu = findGpu();
+const rewriter = new Asked<RewriteCalls>('rewrite-worker.js');
+let runs: RunPanel | undefined;
+let address: string | undefined;
+
+function say(text: string): void {
+  status.textContent = text;
+}
+
+/** Opens the model among the files, and shows it in place of the one before. */
+async function open(given: readonly GivenFile[], size?: number): Promise<void> {
+  rewriter.stop();
+  runs?.stop();
+  problem.textContent = '';
+  document.body.classList.add('opening');
+  try {
+    const model = await rewriter.ask('open', { files: given }, (text, done, total) =>
+      say(total > 0 ? `${text} (${Math.round((100 * done) / total)} %)` : `${text}…`),
+    );
+    say(`${model.name}: ${model.fused} of ${count(model.sites, 'attention')} fused.`);
+    await show(model, given.find(({ name }) => name === model.name)!.data, size);
+  } catch (error) {
+    // Another model was opened in the meantime.
+    if (error instanceof Cancelled) return;
+    say('');
+    problem.textContent = (error as Error).message;
+  }
+  document.body.classList.remove('opening');
+}
+
+async function show(model: OpenedModel, original: Blob, size: number | undefined): Promise<void> {
+  const known = await gpu;
+  const memory = model.memory && memorySection(model.memory, known.largestBuffer);
+  const onSize = (value: number) => memory?.mark(value);
+  runs = new RunPanel({ model, original, gpu: known, rewriter, size, onSize, say });
+  if (address !== undefined) URL.revokeObjectURL(address);
+  results.replaceChildren(
+    ...[
+      element('div', { class: 'summary' }, ...summary(model)),
+      siteSection(model),
+      pictureSection(model),
+      memory?.section,
+      model.fused > 0 ? runs.section : undefined,
+    ].filter((part) => part !== undefined),
+  );
+  address = results.querySelector<HTMLAnchorElement>('#download')?.href;
+  results.hidden = false;
+  const title = byId('results-title');
+  title.focus({ preventScroll: true });
+  results.scrollIntoView({ behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'instant' : 'smooth' });
+}
+
+async function openExample(name: string, size?: number): Promise<void> {
+  problem.textContent = '';
+  say(`Fetching ${name} from this page’s own server…`);
+  try {
+    const response = await fetch(`models/${name}.onnx`);
+    if (!response.ok) throw new Error(`it answers ${response.status}`);
+    await open([{ name: `${name}.onnx`, data: await response.blob() }], size);
+  } catch (error) {
+    say('');
+    problem.textContent = `The page’s server gives no ${name} (${(error as Error).message}): is "npm run demo" still running?`;
+  }
+}
+
+function listExamples(): void {
+  const cards = EXAMPLES.map(({ name, title, detail, size }) => {
+    const card = element(
+      'button',
+      { type: 'button', class: 'card', 'data-model': name },
+      element('strong', {}, title),
+      element('span', {}, detail),
+    );
+    card.addEventListener('click', () => void openExample(name, size));
+    return card;
+  });
+  byId('examples').append(...cards);
+}
+
+async function listModels(): Promise<void> {
+  const select = byId<HTMLSelectElement>('models');
+  const listed = (await (await fetch('models.json')).json()) as ListedModel[];
+  const option = ({ name, architecture, exporter, opset }: ListedModel) =>
+    element('option', { value: name }, `${architecture.replaceAll('_', ' ')}, ${exporter}, opset ${opset}`);
+  const group = (label: string, models: readonly ListedModel[]) =>
+    element('optgroup', { label }, ...models.map(option));
+  select.replaceChildren(
+    element('option', { value: '' }, `Choose one of ${listed.length}`),
+    group(
+      'With attention',
+      listed.filter(({ sites }) => sites > 0),
+    ),
+    group(
+      'Only looks like attention: left alone',
+      listed.filter(({ sites }) => sites === 0),
+    ),
+  );
+  select.disabled = false;
+  select.addEventListener('change', () => {
+    if (select.value !== '') void openExample(select.value);
+  });
+}
+
+function takeFiles(list: FileList | null | undefined): void {
+  const given = [...(list ?? [])].map((file) => ({ name: file.name, data: file }));
+  if (given.length > 0) void open(given);
+}
+
+/** Files may be dropped anywhere: a near miss would otherwise leave the page. */
+function listenForDrops(): void {
+  let depth = 0;
+  const mark = (change: number) => {
+    depth = Math.max(0, depth + change);
+    document.body.classList.toggle('dropping', depth > 0);
+  };
+  addEventListener('dragenter', () => mark(1));
+  addEventListener('dragleave', () => mark(-1));
+  addEventListener('dragover', (event) => event.preventDefault());
+  addEventListener('drop', (event) => {
+    event.preventDefault();
+    mark(-depth);
+    takeFiles(event.dataTransfer?.files);
+  });
+}
+
+files.addEventListener('change', () => {
+  takeFiles(files.files);
+  // Choosing the same file again is a change too.
+  files.value = '';
+});
+listenForDrops();
+listExamples();
+listModels().catch(() => say('The list of bundled models did not come: is "npm run demo" still running?'));
+gpu.then((found) => {
+  byId('gpu').textContent = describeGpu(found);
+});
