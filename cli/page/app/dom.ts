@@ -18,12 +18,21 @@ export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
   return document.getElementById(id) as E;
 }
 
-/** A table; `right` are the columns of numbers, aligned right. The first column heads its row where `rowHeads` is set. */
+export interface TableOptions {
+  /** Columns of numbers, aligned right. */
+  readonly right?: readonly number[];
+  /** Whether the first column heads its row. */
+  readonly rowHeads?: boolean;
+  /** Whether cells stay on one line; the table scrolls where it is too wide. */
+  readonly oneLine?: boolean;
+}
+
+/** A table that scrolls by itself where it is wider than the screen. */
 export function table(
   caption: string,
   head: readonly string[],
   rows: readonly (readonly (Node | string)[])[],
-  options: { readonly right?: readonly number[]; readonly rowHeads?: boolean } = {},
+  options: TableOptions = {},
 ): HTMLElement {
   const align = (column: number): Record<string, string> =>
     options.right?.includes(column) ? { class: 'number' } : {};

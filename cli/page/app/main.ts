@@ -13,7 +13,9 @@ const status = byId('status');
 const problem = byId('problem');
 const results = byId('results');
 const gpu = findGpu();
-const rewriter = new Asked<RewriteCalls>('rewrite-worker.js');
+/** The worker that holds the model shown, and the one that reads the next. */
+let rewriter: Asked<RewriteCalls> | undefined;
+let opening: Asked<RewriteCalls> | undefined;
 let runs: RunPanel | undefined;
 let address: string | undefined;
 
@@ -21,32 +23,41 @@ function say(text: string): void {
   status.textContent = text;
 }
 
-/** Opens the model among the files, and shows it in place of the one before. */
+/** Opens the model among the files, and shows it in place of the one before, which stays where this one is at fault. */
 async function open(given: readonly GivenFile[], size?: number): Promise<void> {
-  rewriter.stop();
-  runs?.stop();
+  opening?.stop();
+  const worker = new Asked<RewriteCalls>('rewrite-worker.js');
+  opening = worker;
   problem.textContent = '';
-  document.body.classList.add('opening');
   try {
-    const model = await rewriter.ask('open', { files: given }, (text, done, total) =>
+    const model = await worker.ask('open', { files: given }, (text, done, total) =>
       say(total > 0 ? `${text} (${Math.round((100 * done) / total)} %)` : `${text}…`),
     );
+    runs?.stop();
+    rewriter?.stop();
+    rewriter = worker;
+    opening = undefined;
     say(`${model.name}: ${model.fused} of ${count(model.sites, 'attention')} fused.`);
-    await show(model, given.find(({ name }) => name === model.name)!.data, size);
+    await show(model, worker, given.find(({ name }) => name === model.name)!.data, size);
   } catch (error) {
     // Another model was opened in the meantime.
     if (error instanceof Cancelled) return;
+    worker.stop();
     say('');
     problem.textContent = (error as Error).message;
   }
-  document.body.classList.remove('opening');
 }
 
-async function show(model: OpenedModel, original: Blob, size: number | undefined): Promise<void> {
+async function show(
+  model: OpenedModel,
+  worker: Asked<RewriteCalls>,
+  original: Blob,
+  size: number | undefined,
+): Promise<void> {
   const known = await gpu;
   const memory = model.memory && memorySection(model.memory, known.largestBuffer);
   const onSize = (value: number) => memory?.mark(value);
-  runs = new RunPanel({ model, original, gpu: known, rewriter, size, onSize, say });
+  runs = new RunPanel({ model, original, gpu: known, rewriter: worker, size, onSize });
   if (address !== undefined) URL.revokeObjectURL(address);
   results.replaceChildren(
     ...[
@@ -59,6 +70,7 @@ async function show(model: OpenedModel, original: Blob, size: number | undefined
   );
   address = results.querySelector<HTMLAnchorElement>('#download')?.href;
   results.hidden = false;
+  document.title = `${model.name} · ort-flash`;
   const title = byId('results-title');
   title.focus({ preventScroll: true });
   results.scrollIntoView({ behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'instant' : 'smooth' });

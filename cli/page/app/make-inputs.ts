@@ -44,7 +44,7 @@ export function inputsOfSize(model: ModelProto, size: number): MadeInputs {
       data: tensorData(proto) as PlainTensor['data'],
     }),
   );
-  const sizes = [...binding].map(([name, value]) => `${name} ${value.toLocaleString('en')}`).join(', ');
+  const sizes = [...binding].map(([name, value]) => `${name} = ${value.toLocaleString('en')}`).join(', ');
   return { tensors, sizes: sizes || 'the sizes that the model fixes' };
 }
 

@@ -75,7 +75,7 @@ function drawAxes(svg: SVGElement, { x, y, xs, bottom, top, width }: Axes): void
   for (let value = bottom; value <= top * 1.01; value *= 10) {
     svg.append(shape('line', { class: 'grid', x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }));
     const isLabelled = Math.round(Math.log10(value)) % 3 === 0 || top / bottom < 1e4;
-    if (isLabelled) svg.append(label(formatBytes(value), MARGIN.left - 8, y(value) + 4, 'end'));
+    if (isLabelled) svg.append(label(formatBytes(value).replace('.0 ', ' '), MARGIN.left - 8, y(value) + 4, 'end'));
   }
   const step = width < 520 ? 2 : 1;
   for (const [i, value] of xs.entries()) {

@@ -16,7 +16,7 @@ export function summary(model: OpenedModel): Node[] {
         : `${fused} of ${count(sites, 'attention')} fused`;
   const facts: [string, string, string][] = [
     ['Operators', model.nodesBefore.toLocaleString('en'), model.nodesAfter.toLocaleString('en')],
-    ['Moved without computing, a token', formatBytes(model.movedBefore), formatBytes(model.movedAfter)],
+    ['Copied without computing, a token', formatBytes(model.movedBefore), formatBytes(model.movedAfter)],
     ['File', formatBytes(model.bytesBefore), formatBytes(model.rewritten.length)],
   ];
   return [
@@ -52,11 +52,15 @@ function factList(facts: readonly (readonly [string, string, string])[]): HTMLEl
 function download({ name, rewritten, dataFiles }: OpenedModel): HTMLElement {
   const file = `${name.replace(/\.onnx$/i, '')}.flash.onnx`;
   const address = URL.createObjectURL(new Blob([rewritten], { type: 'application/octet-stream' }));
-  const link = element('a', { class: 'button', href: address, download: file, id: 'download' }, 'Download ', file);
+  const link = element(
+    'a',
+    { class: 'button', href: address, download: file, id: 'download' },
+    `Download the rewritten model (${formatBytes(rewritten.length)})`,
+  );
   const names = dataFiles.map(({ location }) => location).join(', ');
-  const note =
-    names === '' ? [] : [element('p', { class: 'note' }, `Put it beside its data: ${names} did not change.`)];
-  return element('div', { class: 'download' }, link, ...note);
+  const beside = names === '' ? '' : ` Put it beside its data: ${names} did not change.`;
+  const note = 'Every ONNX Runtime loads it; in ort-flash/web and ort-flash/node the kernels run it.';
+  return element('div', { class: 'download' }, link, element('p', { class: 'note' }, note + beside));
 }
 
 /** The sites that were fused, as a table, and those that were not, each with its reason. */
@@ -66,7 +70,7 @@ export function siteSection({ fusedRows, refused }: OpenedModel): HTMLElement | 
   if (fusedRows.length > 0) {
     const code = (cell: string, column: number) => (column === 5 ? element('code', {}, cell) : cell);
     const rows = fusedRows.map((row) => row.map(code));
-    parts.push(table('Fused attentions', SITE_HEAD.map(capitalised), rows, { right: [2, 3] }));
+    parts.push(table('Fused attentions', SITE_HEAD.map(capitalised), rows, { right: [2, 3], oneLine: true }));
   }
   if (refused.length > 0) parts.push(element('h4', {}, 'Left as they are'), refusedList(refused));
   return section('sites', 'Attention found', ...parts);
@@ -108,7 +112,7 @@ function pictureOf({ detail, before, after, refusal }: SitePicture): HTMLElement
       'figure',
       {},
       element('figcaption', {}, element('strong', {}, name), ` ${count(operators, 'operator')}`),
-      scrolling(`${name}, ${count(operators, 'operator')}`, svgElement(svg)),
+      scrolling(`${name}, ${count(operators, 'operator')}`, scaled(svgElement(svg))),
     );
   const second = after
     ? figure('After', after)
@@ -120,6 +124,17 @@ function pictureOf({ detail, before, after, refusal }: SitePicture): HTMLElement
     element('div', { class: 'pair' }, figure(after ? 'Before' : 'As it is', before), second),
   );
 }
+
+/** Large pictures are made smaller, but never so that they cannot be read; the rest scrolls. */
+function scaled(svg: SVGElement): SVGElement {
+  const [width, height] = ['width', 'height'].map((name) => Number(svg.getAttribute(name))) as [number, number];
+  const scale = Math.max(SMALLEST_SCALE, Math.min(1, 680 / height, 560 / width));
+  svg.setAttribute('width', String(Math.round(width * scale)));
+  svg.setAttribute('height', String(Math.round(height * scale)));
+  return svg;
+}
+
+const SMALLEST_SCALE = 0.8;
 
 export interface MemoryView {
   readonly section: HTMLElement;
@@ -175,7 +190,7 @@ export function memorySection(curve: MemoryCurve, limit: number | undefined): Me
 
 function sayMemory({ points, site, fused }: MemoryCurve, limit: number | undefined): string {
   const at = points.find(({ length }) => length === 8192) ?? points.at(-1)!;
-  const first = `At ${at.length.toLocaleString('en')} tokens, batch 1, one copy of the scores of attention ${site} takes ${formatBytes(at.scores)}; exported models hold two or more at a time.`;
+  const first = `At ${at.length.toLocaleString('en')} tokens, batch 1, one copy of the scores of attention ${site} takes ${formatBytes(at.scores)}, and is written and read several times.`;
   const second = fused ? ' Rewritten, there is none.' : ' It is not fused, so this stays.';
   const crossing = limit === undefined ? undefined : lengthAt(points, limit);
   if (crossing === undefined) return first + second;

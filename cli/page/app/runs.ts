@@ -34,7 +34,6 @@ export interface RunOptions {
   /** A size to start from. */
   readonly size: number | undefined;
   readonly onSize: (size: number) => void;
-  readonly say: (text: string) => void;
 }
 
 /** The part of the results with which both forms are run. */
@@ -48,6 +47,8 @@ export class RunPanel {
   readonly #progress = element('progress', { 'aria-label': 'Progress of the runs', max: 2, value: 0 });
   readonly #doing = element('p', { class: 'doing' });
   readonly #outcome = element('div', { class: 'outcome' });
+  /** What a screen reader says once it is over: the table would be too much. */
+  readonly #spoken = element('p', { class: 'hidden', role: 'status' });
 
   constructor(options: RunOptions) {
     this.#options = options;
@@ -90,7 +91,7 @@ export class RunPanel {
       void this.#run();
     });
     const how =
-      'Random inputs, batch 1. Each form has a worker of its own: one first run, then up to nine more in at most 3 s.';
+      'Random inputs, batch 1. Each form runs in a worker of its own: once to warm up, then up to nine times in 3 s. Memory counts the weights.';
     const device =
       gpu.largestBuffer === undefined
         ? ` ${gpu.name}, so both run on the CPU in WebAssembly, on one thread; FlashAttention becomes ONNX Runtime’s own fused operators there.`
@@ -98,14 +99,15 @@ export class RunPanel {
           ? ' This GPU is emulated on the CPU: its times say little about a real one.'
           : '';
     const busy = element('div', { class: 'busy' }, this.#doing, this.#progress);
-    return [element('p', { class: 'note' }, how + device), form, busy, this.#outcome];
+    return [element('p', { class: 'note' }, how + device), form, busy, this.#spoken, this.#outcome];
   }
 
   async #run(): Promise<void> {
-    const { model, original, gpu, rewriter, say } = this.#options;
+    const { model, original, gpu, rewriter } = this.#options;
     const device = gpu.largestBuffer === undefined ? 'wasm' : 'webgpu';
     this.#setBusy(true);
     this.#outcome.replaceChildren();
+    this.#spoken.textContent = '';
     try {
       this.#tell('Making inputs', 0);
       const inputs = await rewriter.ask('inputs', { size: model.size === 'none' ? 1 : this.#size.valueAsNumber });
@@ -117,11 +119,11 @@ export class RunPanel {
           ? undefined
           : await rewriter.ask('compare', { before: before.outputs, after: after.outputs });
       this.#outcome.append(...outcomeView(before, after, differences, inputs.sizes, device));
-      say(sayOutcome(before, after, differences));
+      this.#spoken.textContent = sayOutcome(before, after, differences);
     } catch (error) {
       const text = error instanceof Cancelled ? 'Cancelled.' : (error as Error).message;
       this.#outcome.append(element('p', { class: error instanceof Cancelled ? 'note' : 'problem' }, text));
-      say(text);
+      this.#spoken.textContent = text;
     } finally {
       this.#setBusy(false);
     }
@@ -176,6 +178,16 @@ function outcomeView(
   sizes: string,
   device: RunTask['device'],
 ): Node[] {
+  if (typeof before === 'string' && typeof after === 'string') {
+    const both =
+      before === after
+        ? [['Neither form runs.', before]]
+        : [
+            ['As exported:', before],
+            ['Rewritten:', after],
+          ];
+    return both.map(([name, why]) => element('p', { class: 'problem' }, `${name} ${why}`));
+  }
   const cell = (outcome: Outcome, pick: (result: RunResult) => string) =>
     typeof outcome === 'string' ? 'failed' : pick(outcome);
   const row = (
@@ -188,16 +200,17 @@ function outcomeView(
       typeof before === 'string' || typeof after === 'string' ? '' : ratio(pick(before), pick(after), ...words);
     return [name, cell(before, (r) => format(pick(r))), cell(after, (r) => format(pick(r))), change] as Row;
   };
-  const memory = device === 'webgpu' ? 'Most GPU memory, weights included' : 'Most WebAssembly memory';
+  const memory = device === 'webgpu' ? 'Peak GPU memory' : 'Peak memory';
   const rows: Row[] = [
-    row('Time of a run, median', (r) => median(r.runs), formatMilliseconds, ['faster', 'slower']),
+    row('One run, median', (r) => median(r.runs), formatMilliseconds, ['faster', 'slower']),
+    row('Fastest run', (r) => Math.min(...r.runs), formatMilliseconds, ['faster', 'slower']),
     row(memory, (r) => r.peakBytes, formatBytes, ['less', 'more']),
-    row('First run, shaders compiled', (r) => r.first, formatMilliseconds, ['faster', 'slower']),
+    row('First run', (r) => r.first, formatMilliseconds, ['faster', 'slower']),
     row('Opening the model', (r) => r.opened, formatMilliseconds, ['faster', 'slower']),
   ];
   const head = ['', 'As exported', 'Rewritten', 'Change'];
   const parts: Node[] = [
-    element('p', { class: 'note' }, `Ran with ${sizes}.`),
+    element('p', { class: 'note' }, `Sizes, by the model’s own names: ${sizes}.`),
     table('Both forms side by side', head, rows, { right: [1, 2, 3], rowHeads: true }),
   ];
   for (const [name, outcome] of [
@@ -229,8 +242,9 @@ function worst(differences: readonly OutputDifference[]): OutputDifference | und
 function sayDifference(differences: readonly OutputDifference[]): string {
   const one = worst(differences);
   if (!one) return 'The model has no outputs.';
-  if (one.mismatch !== undefined) return `Not the same results: output ${one.name}: ${one.mismatch}.`;
-  const share = `${formatDifference(one.relative)} of the largest value, in output ${one.name}`;
+  if (one.mismatch !== undefined) return `Not the same results: output “${one.name}” ${one.mismatch}.`;
+  if (one.relative === 0) return 'Same results: not a bit differs.';
+  const share = `${formatDifference(one.relative)} of the largest value, in output “${one.name}”`;
   const verdict = one.holds ? 'Same results' : 'Not the same results';
   return `${verdict}: largest difference ${share}; ${one.tolerance} is allowed for ${one.type}.`;
 }
