@@ -1,11 +1,13 @@
 import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
 import { Model } from './graph/graph.js';
+import { isCandidate } from './inline/calls.js';
+import { Expansion } from './inline/expansion.js';
+import { foldBack, takeSnapshot } from './inline/fold.js';
 import { type LoweringTarget, lowerModel } from './lower.js';
 import { measureMovement } from './movement.js';
-import type { ModelProto } from './onnx/proto.js';
+import type { FunctionProto, ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
-import { FLASH_ATTENTION_DOMAIN } from './op/definition.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
@@ -31,6 +33,26 @@ export interface RewriteOptions {
  */
 export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
   validateModel(proto);
+  const expansion = Expansion.of(proto);
+  if (!expansion) return rewriteGraphs(proto, [], options).report;
+  const snapshot = takeSnapshot(expansion);
+  const { report, changed } = rewriteGraphs(expansion.model, sitesInFunctions(expansion), options);
+  if (changed) {
+    foldBack(expansion, snapshot, proto);
+    adopt(proto, expansion.model);
+  }
+  return report;
+}
+
+/**
+ * Rewrites what stands in the graphs themselves.
+ * @param others sites that are out of reach
+ */
+function rewriteGraphs(
+  proto: ModelProto,
+  others: readonly Omit<SiteReport, 'index'>[],
+  options: RewriteOptions,
+): { report: RewriteReport; changed: boolean } {
   const model = new Model(proto);
   const inference = new Inference(model);
   const before = takeStock(model, inference);
@@ -41,16 +63,25 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
     sites.push(rewriteSite(place, sites.length, functions, inference));
     options.onProgress?.(sites.length, found.length);
   }
-  sites.push(...sitesInFunctions(proto, sites.length));
-  if (sites.some((site) => site.fused)) {
+  for (const site of others) sites.push({ index: sites.length, ...site });
+  const fused = sites.some((site) => site.fused);
+  if (fused) {
     model.graph.commit();
     functions.install(proto);
   }
   const { target = 'flash' } = options;
-  if (target === 'flash') return summarise(sites, before, takeStock(model, inference));
+  if (target === 'flash') return { report: summarise(sites, before, takeStock(model, inference)), changed: fused };
   const lowered = lowerModel(proto, target);
   const after = new Model(proto);
-  return { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
+  const report = { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
+  return { report, changed: fused || lowered.length > 0 };
+}
+
+/** Gives a model the content of another that was made from it; what both have stays the object that it is. */
+function adopt(proto: ModelProto, { graph, functions, opset_import, ir_version }: ModelProto): void {
+  const { node, initializer, value_info } = graph!;
+  Object.assign(proto.graph!, { node, initializer, value_info });
+  Object.assign(proto, { functions, opset_import, ir_version });
 }
 
 function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {
@@ -76,22 +107,21 @@ function rewriteSite(place: Place, index: number, functions: FunctionTable, infe
   }
 }
 
-/** Attention inside model-local functions of others stays: one body may be called with different shapes. */
-function sitesInFunctions(proto: ModelProto, first: number): SiteReport[] {
-  const found = proto.functions
-    .filter((f) => f.domain !== FLASH_ATTENTION_DOMAIN)
-    .flatMap((f) => f.node.filter((n) => n.op_type === 'Softmax' && !n.domain).map((node) => ({ f, node })));
-  return found.map(({ f, node }, i) => ({
-    index: first + i,
-    node: node.name || `Softmax → ${node.output[0] ?? '?'}`,
-    output: node.output[0] ?? '',
-    fused: false,
-    form: 'Softmax',
-    refusal: {
-      reason: `it stands in the model-local function ${f.domain}.${f.name}: inline the model's functions first`,
-      value: node.output[0] ?? '',
-    },
-  }));
+/** Sites in functions whose bodies could not be put in the place of their calls. */
+function sitesInFunctions({ refusals, calls }: Expansion): Omit<SiteReport, 'index'>[] {
+  const seen = new Set<FunctionProto>();
+  return [...refusals].flatMap(([f, reason]) => {
+    const inside = seen.has(f) ? [] : [f, ...calls.reachable(f.node, seen.add(f))];
+    const where = `it stands in the model-local function ${f.domain}.${f.name}, which cannot be inlined: ${reason}`;
+    const nodes = inside.flatMap(({ node }) => node.filter((n) => isCandidate(n) && n.op_type !== 'Exp'));
+    return nodes.map((node) => ({
+      node: node.name || `${node.op_type} → ${node.output[0] ?? '?'}`,
+      output: node.output[0] ?? '',
+      fused: false,
+      form: node.op_type ?? '',
+      refusal: { reason: where, value: node.output[0] ?? '' },
+    }));
+  });
 }
 
 function formOf(place: Place): string {

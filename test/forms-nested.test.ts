@@ -1,4 +1,4 @@
-/** Attention inside the branches of an If, the body of a Loop, and a model-local function. */
+/** Attention inside the branches of an If, and the bodies of a Loop and a Scan. */
 
 import test from 'ava';
 import Long from 'long';
@@ -7,10 +7,8 @@ import { type DataTypeName, dataTypeOf } from '../graph-rewrite/onnx/data-type.j
 import {
   AttributeProto,
   AttributeType,
-  FunctionProto,
   type GraphProto,
   type ModelProto,
-  OperatorSetIdProto,
   TensorShapeProto,
   TypeProto,
   ValueInfoProto,
@@ -102,19 +100,24 @@ test('the body of a Loop', async (t) => {
   t.deepEqual(await judged(g, g.model()), { kind: 'fused', runs: 3 });
 });
 
-test('a model-local function is named as the reason', async (t) => {
+test('the body of a Scan', async (t) => {
   const g = outer();
-  const { graph, result } = attention(0.5);
-  const inner = graph.model().graph as GraphProto;
-  const constants = inner.initializer.map((tensor) => makeNode('Constant', [], [tensor.name ?? ''], { value: tensor }));
-  g.nodes.push(makeNode('Attend', ['Q', 'K', 'V'], ['result'], {}, 'local'));
-  g.output('result');
-  const model = g.model();
-  const opsets = [OperatorSetIdProto.create({ domain: '', version: Long.fromNumber(17) })];
-  const nodes = inner.node.filter((n) => n.op_type !== 'Identity');
-  const properties = { name: 'Attend', domain: 'local', input: ['Q', 'K', 'V'], output: [result] };
-  model.functions.push(FunctionProto.create({ ...properties, node: [...constants, ...nodes], opset_import: opsets }));
-  model.opset_import.push(OperatorSetIdProto.create({ domain: 'local', version: Long.fromNumber(1) }));
-  const outcome = await judged(g, model);
-  t.true(outcome.kind === 'refused' && outcome.reason.includes('model-local function'), JSON.stringify(outcome));
+  const inputs = [described('state', 'float32', ['b', 'q', 8]), described('factor', 'float32', [])];
+  const inner = body(0.5, 'scan_', inputs);
+  const result = inner.output[0]!.name ?? '';
+  inner.node.push(
+    makeNode('Mul', [result, 'factor'], ['scaled']),
+    makeNode('Add', ['state', 'scaled'], ['next']),
+    makeNode('Identity', ['scaled'], ['each']),
+  );
+  inner.output = ['next', 'each'].map((name) => ValueInfoProto.create({ name }));
+  const start = g.op('Mul', ['Q', g.tensor('float32', [], [0])]);
+  const node = makeNode('Scan', [start, g.tensor('float32', [3], [1, -2, 0.5])], ['last', 'all'], {
+    num_scan_inputs: 1,
+  });
+  node.attribute.push(graphAttribute('body', inner));
+  g.nodes.push(node);
+  g.output('last');
+  g.output('all');
+  t.deepEqual(await judged(g, g.model()), { kind: 'fused', runs: 3 });
 });
