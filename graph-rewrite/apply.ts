@@ -113,7 +113,8 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
   const { node, read } = site;
   const { graph } = node;
   const list = new NodeList(graph, site.output.name);
-  const understood = understandSite(site, inference);
+  const sizes = sizesOf(site, inference);
+  const understood = understandSite(site, sizes, inference);
   const type = dataTypeName(site.type) as DataTypeName;
   const mask = understood
     ? emitMask(understood, type, { list, anchor: node, inference })
@@ -169,36 +170,53 @@ export function applyOperator(site: OperatorSite, functions: FunctionTable, infe
   const operator = flashAttentionNode(call);
   for (const tensor of list.initializers) graph.addInitializer(tensor);
   const nodes = replaceBy(graph, node, [...read.nodes, ...list.nodes, operator, ...read.nodesAfter], dead);
-  return { node: nodes.find((n) => n.proto === operator)!, attributes, mask };
+  const placed = { node: nodes.find((n) => n.proto === operator)!, call, variant };
+  const isWhole = read.inputs.past_key === undefined && read.inputs.nonpad_kv_seqlen === undefined;
+  const last = isWhole && sizes ? absorbCache(placed, sizes, functions, inference) : placed.node;
+  return { node: last, attributes: readAttributes(last.proto), mask };
+}
+
+/** Batch, heads, and how many queries and keys there are, where that is known. */
+function sizesOf({ node, read, queryHeads: H }: OperatorSite, inference: Inference): MaskedSizes | undefined {
+  const shapeOf = (input: string | undefined) => {
+    const known = input === undefined ? undefined : node.graph.value(input);
+    return known && inference.of(known).shape;
+  };
+  const { queryLayout, keyLayout } = read.attributes;
+  const query = shapeOf(read.inputs.Q);
+  const Q = query?.[queryLayout === 'BHSD' ? 2 : 1];
+  const newKeys = shapeOf(read.inputs.K)?.[keyLayout === 'BHSD' ? 2 : 1];
+  const pastKeys = read.inputs.past_key === undefined ? Expression.constant(0) : shapeOf(read.inputs.past_key)?.[2];
+  const B = query?.[0];
+  return B && Q && newKeys && pastKeys && H && { B, H, Q, K: pastKeys.plus(newKeys), newKeys };
+}
+
+interface MaskedSizes extends Record<'B' | 'H' | 'Q' | 'K', Expression> {
+  /** Keys after the past. */
+  readonly newKeys: Expression;
 }
 
 /**
  * What the mask of an operator means that takes no key out otherwise. Where past keys come before the new ones, the
  * operator counts from the past's end on.
  */
-function understandSite(site: OperatorSite, inference: Inference): UnderstoodMasks | undefined {
-  const { node, read, queryHeads, type } = site;
+function understandSite(
+  site: OperatorSite,
+  sizes: MaskedSizes | undefined,
+  inference: Inference,
+): UnderstoodMasks | undefined {
+  const { node, read, type } = site;
   const { attn_mask: name, past_key: past, nonpad_kv_seqlen: lengths } = read.inputs;
-  const { isCausal, leftWindow, rightWindow, queryLayout, keyLayout } = read.attributes;
+  const { isCausal, leftWindow, rightWindow } = read.attributes;
   const value = name === undefined ? undefined : node.graph.value(name);
   if (!value || !read.mask || isCausal || leftWindow >= 0 || rightWindow >= 0 || lengths !== undefined)
     return undefined;
-  const shapeOf = (input: string) => {
-    const known = node.graph.value(input);
-    return known && inference.of(known).shape;
-  };
-  const query = shapeOf(read.inputs.Q);
-  const Q = query?.[queryLayout === 'BHSD' ? 2 : 1];
-  const newKeys = shapeOf(read.inputs.K)?.[keyLayout === 'BHSD' ? 2 : 1];
-  const pastKeys = past === undefined ? Expression.constant(0) : shapeOf(past)?.[2];
-  const B = query?.[0];
-  if (!B || !Q || !newKeys || !pastKeys || !queryHeads) return undefined;
-  const sizes = { B, H: queryHeads, Q, K: pastKeys.plus(newKeys) };
+  if (!sizes) return undefined;
   const mask = { value, kind: read.mask.kind, sizes, mayBeShorter: read.maskMayBeShorter };
   const found = understandOperatorMask(mask, type, inference);
   if (!found || past === undefined || !hasBand(found)) return found;
   if (!found.alignEnd) return undefined;
-  return { ...found, alignEnd: !newKeys.equals(Q) };
+  return { ...found, alignEnd: !sizes.newKeys.equals(sizes.Q) };
 }
 
 function operatorMask({ node, read, attributes }: OperatorSite, inference: Inference): EmittedMask | undefined {
@@ -251,7 +269,7 @@ interface PlacedCall {
  */
 function absorbCache(
   { node, call, variant }: PlacedCall,
-  sizes: Site['sizes'],
+  sizes: Pick<Site['sizes'], 'Q' | 'K'>,
   functions: FunctionTable,
   inference: Inference,
 ): Node {

@@ -2,28 +2,10 @@
 import { readFileSync } from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
-import Long from 'long';
-import { OrtFlashError } from '../graph-rewrite/errors.js';
-import { makeNode } from '../graph-rewrite/graph/builder.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
-import { dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
-import {
-  AttributeProto,
-  AttributeType,
-  DataType,
-  FunctionProto,
-  GraphProto,
-  type ModelProto,
-  type NodeProto,
-  OperatorSetIdProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../graph-rewrite/onnx/proto.js';
-import { makeTensor } from '../graph-rewrite/onnx/tensor.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { bundledModels, readTestData } from '../models/corpus.js';
-import { Choices, dims, FuzzGraph } from './fuzz/graph.js';
-import { judge } from './fuzz/run.js';
+import { Choices } from './fuzz/graph.js';
 import { outline } from './outline.js';
 import { relativeDifference, runModel } from './runtime.js';
 

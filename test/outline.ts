@@ -6,6 +6,7 @@ import {
   type ModelProto,
   NodeProto,
   OperatorSetIdProto,
+  ValueInfoProto,
 } from '../graph-rewrite/onnx/proto.js';
 import { subgraphs } from '../graph-rewrite/onnx/walk.js';
 import type { Choices } from './fuzz/graph.js';
@@ -78,6 +79,9 @@ function makeFunction(
       attribute: given.map((a) => a.name ?? ''),
       attribute_proto: defaults,
       node: nodes,
+      value_info: graph.value_info.flatMap((info) =>
+        computed.has(info.name ?? '') ? [ValueInfoProto.create({ ...info, name: inner(info.name ?? '') })] : [],
+      ),
       opset_import: [
         ...model.opset_import.filter((o) => o.domain !== DOMAIN),
         OperatorSetIdProto.create({ domain: DOMAIN, version: Long.fromNumber(1) }),

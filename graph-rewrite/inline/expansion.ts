@@ -8,7 +8,16 @@ import { OrtFlashError } from '../errors.js';
 import { makeNode } from '../graph/builder.js';
 import { Model } from '../graph/graph.js';
 import { isExternal } from '../onnx/external.js';
-import { type AttributeProto, type FunctionProto, type GraphProto, ModelProto, type NodeProto } from '../onnx/proto.js';
+import {
+  type AttributeProto,
+  type FunctionProto,
+  type GraphProto,
+  ModelProto,
+  type NodeProto,
+  TensorShapeProto,
+  TypeProto,
+  ValueInfoProto,
+} from '../onnx/proto.js';
 import { validateModel } from '../onnx/validate.js';
 import { subgraphs } from '../onnx/walk.js';
 import { Inference } from '../shape/inference.js';
@@ -92,23 +101,23 @@ export class Expansion {
   #expandGraph(graph: GraphProto): void {
     const reads = readNames(graph.node);
     for (const output of graph.output) reads.add(output.name ?? '');
-    graph.node = flatten(this.#expandNodes(graph.node, reads));
+    graph.node = flatten(this.#expandNodes(graph.node, reads, graph));
   }
 
   /** @param reads names that anything reads where the nodes stand */
-  #expandNodes(nodes: readonly NodeProto[], reads: ReadonlySet<string>): (NodeProto | Expanded)[] {
+  #expandNodes(nodes: readonly NodeProto[], reads: ReadonlySet<string>, graph: GraphProto): (NodeProto | Expanded)[] {
     return nodes.map((node) => {
-      for (const graph of subgraphs(node)) this.#expandGraph(graph);
+      for (const inner of subgraphs(node)) this.#expandGraph(inner);
       const f = this.calls.callee(node);
       if (!f || !this.calls.isWanted(f)) return node;
       const obstacle = this.calls.obstacle(node, f);
       if (obstacle !== undefined) this.refusals.set(f, obstacle);
       if (obstacle !== undefined || !node.output.some((name) => reads.has(name))) return node;
-      return this.#expandCall(node, f, reads);
+      return this.#expandCall(node, f, reads, graph);
     });
   }
 
-  #expandCall(call: NodeProto, f: FunctionProto, reads: ReadonlySet<string>): Expanded {
+  #expandCall(call: NodeProto, f: FunctionProto, reads: ReadonlySet<string>, graph: GraphProto): Expanded {
     const expanded: Expanded = { originals: [call], items: [] };
     this.expanded.push(expanded);
     const given = new Map<string, AttributeProto>();
@@ -121,7 +130,11 @@ export class Expansion {
     const body = copyWithOutputs(liveNodes(f.node, read), read, names, scope);
     const inside = readNames(body);
     for (const { outer } of read) inside.add(outer);
-    expanded.items = this.#expandNodes(body, inside);
+    expanded.items = this.#expandNodes(body, inside, graph);
+    for (const info of f.value_info) {
+      const name = names.get(info.name ?? '');
+      if (name && !f.input.includes(info.name ?? '')) graph.value_info.push(ownInfo(info, name));
+    }
     for (const item of expanded.items) if (!('items' in item)) this.#owners.set(item, expanded);
     return expanded;
   }
@@ -244,6 +257,15 @@ function copyWithOutputs(
   }
   const copies = copyNodes(nodes, scope);
   return [...copies, ...passed.map(({ inner, outer }) => makeNode('Identity', [scope.find(inner) ?? inner], [outer]))];
+}
+
+/** What a function states of a value, without the names of dimensions: they need not be those of the graph around it. */
+function ownInfo({ type, ...info }: ValueInfoProto, name: string): ValueInfoProto {
+  const tensor = type?.tensor_type;
+  const dim = tensor?.shape?.dim.map((d) => (d.dim_param ? TensorShapeProto.Dimension.create({}) : d));
+  const shape = dim && TensorShapeProto.create({ dim });
+  const tensor_type = tensor && TypeProto.Tensor.create({ elem_type: tensor.elem_type, ...(shape ? { shape } : {}) });
+  return ValueInfoProto.create({ ...info, name, type: tensor_type ? TypeProto.create({ tensor_type }) : type });
 }
 
 /** The nodes that these outputs need. */

@@ -190,11 +190,15 @@ function removeUnread(proto: ModelProto, left: readonly Expanded[]): void {
   model.graph.commit();
 }
 
-/** Drops what the file states of values that it no longer has. */
+/** Drops what is stated of values that are not in the model any more, or never were in the file. */
 function dropStatements(graph: GraphProto, original: GraphProto): void {
   const defined = new Set(graph.node.flatMap((node) => node.output));
+  const stated = new Set(original.value_info);
   const gone = new Set(original.node.flatMap((node) => node.output).filter((name) => !defined.has(name)));
-  graph.value_info = graph.value_info.filter(({ name }) => !gone.has(name ?? ''));
+  graph.value_info = graph.value_info.filter((info) => {
+    const name = info.name ?? '';
+    return stated.has(info) ? !gone.has(name) : defined.has(name);
+  });
 }
 
 /** Nodes of functions may be of domains that only the functions imported. */
