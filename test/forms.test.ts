@@ -1,41 +1,7 @@
 /** Attention as exporters write it for architectures that are not in the corpus, each a small graph of its own. */
-import test from 'ava';
-import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
-import { dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
-import { Choices, dims, FuzzGraph, type Piece } from './fuzz/graph.js';
-import { judge } from './fuzz/run.js';
 
-interface Form {
-  readonly name: string;
-  readonly build: (g: FuzzGraph) => void;
-  readonly opset?: number;
-  readonly type?: DataTypeName;
-  readonly sizes?: Readonly<Record<string, number>>;
-  /** As many keys as queries. */
-  readonly self?: boolean;
-  readonly mayEmptyRows?: boolean;
-  /** Part of the reason, where the form must be left alone. */
-  readonly refused?: string;
-}
-
-const LOWEST = -3.4028234663852886e38;
-
-/** Declares an input and brings it into the dimensions asked for. */
-function read(g: FuzzGraph, name: string, stored: string, wanted: string): Piece {
-  return g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted));
-}
-
-const to = (g: FuzzGraph, x: string, type: DataTypeName) => g.op('Cast', [x], { to: dataTypeOf(type) });
-const last = (g: FuzzGraph, x: string, axis = -1) => g.op('Softmax', [x], { axis });
-const write = (g: FuzzGraph, x: string, is: string, wanted: string) =>
-  g.output(g.rearrange({ name: x, dims: dims(is) }, dims(wanted)).name);
-const slice = (g: FuzzGraph, x: string, axis: number, start: string, end: string) =>
-  g.op('Slice', [x, g.unsqueeze(start, [0]), g.unsqueeze(end, [0]), g.ints([axis])]);
-const plain = (g: FuzzGraph): [string, string, string] => [
-  read(g, 'Q', 'b q hd', 'b h q d').name,
-  read(g, 'K', 'b k hd', 'b h d k').name,
-  read(g, 'V', 'b k he', 'b h k e').name,
-];
+import { type Form, LOWEST, last, plain, read, slice, testForms, to, write } from './form.js';
+import { dims, type FuzzGraph } from './fuzz/graph.js';
 
 /** x[..., i, j] of a product with relative positions moved to x[..., i, j − i + q − 1], as Transformer-XL does. */
 function relativeShift(g: FuzzGraph, x: string, heads: number, query: string): string {
@@ -392,31 +358,4 @@ const FORMS: readonly Form[] = [
   },
 ];
 
-for (const {
-  name,
-  build,
-  opset = 17,
-  type = 'float32',
-  sizes = {},
-  self = false,
-  mayEmptyRows = false,
-  refused,
-} of FORMS) {
-  test(name, async (t) => {
-    const all = new Map(Object.entries({ h: 2, d: 4, e: 4, t: 3, ...sizes }));
-    const g = new FuzzGraph(opset, type, all, new Choices([]), false);
-    if (self) g.aliases.set('k', 'q');
-    build(g);
-    const outcome = await judge({
-      model: g.model(),
-      inputs: g.inputs,
-      sizes: all,
-      lengths: self ? 'self' : 'cross',
-      oddities: [],
-      mayEmptyRows,
-      isCoarse: false,
-    });
-    if (refused === undefined) t.deepEqual(outcome, { kind: 'fused', runs: 3 });
-    else t.true(outcome.kind === 'refused' && outcome.reason.includes(refused), JSON.stringify(outcome));
-  });
-}
+testForms(FORMS);

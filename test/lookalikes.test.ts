@@ -10,6 +10,8 @@ interface Lookalike {
   readonly scores?: (g: FuzzGraph, s: string) => string;
   /** The probabilities (b, h, q, k) after it; with a sink before, the ones to be used. */
   readonly probabilities?: (g: FuzzGraph, p: string) => string;
+  /** In place of the operator. */
+  readonly softmax?: (g: FuzzGraph, s: string) => string;
   readonly product?: (g: FuzzGraph, p: string, v: string) => string;
   /** Part of the reason; where it is left out the graph is attention, and must be fused. */
   readonly refused?: string;
@@ -104,6 +106,16 @@ const LOOKALIKES: readonly Lookalike[] = [
     refused: 'changed by Where',
   },
   {
+    name: 'a guard of a quotient whose maximum was taken off before a mask: rows without keys are 0/0',
+    scores: (g, s) => masked(g, g.op('Sub', [s, maximum(g, s, 3)]), LOWEST),
+    softmax(g, s) {
+      const e = g.op('Exp', [s]);
+      const p = g.op('Div', [e, g.op('ReduceSum', [e, g.ints([3])], { keepdims: 1 })]);
+      return g.op('Where', [g.op('IsNaN', [p]), g.float(0), p]);
+    },
+    refused: 'changed by Where',
+  },
+  {
     name: 'a guard against what is no number elsewhere',
     probabilities: (g, p) =>
       g.op('Where', [g.op('IsNaN', [g.input('doubt', g.type, dims('1 k')).name]), g.float(0), p]),
@@ -116,15 +128,16 @@ const LOOKALIKES: readonly Lookalike[] = [
   },
 ];
 
-for (const { name, scores, probabilities, product, refused } of LOOKALIKES) {
+for (const { name, scores, softmax, probabilities, product, refused } of LOOKALIKES) {
   test(name, async (t) => {
     const sizes = new Map(Object.entries({ h: 2, d: 5, e: 4 }));
     const g = new FuzzGraph(17, 'float32', sizes, new Choices([]), false);
     const read = (input: string, stored: string, wanted: string) =>
       g.rearrange(g.input(input, g.type, dims(stored)), dims(wanted)).name;
-    const s = g.op('MatMul', [read('Q', 'b q hd', 'b h q d'), read('K', 'b k hd', 'b h d k')]);
-    const softmax = g.op('Softmax', [scores?.(g, s) ?? s], { axis: -1 });
-    const p = probabilities?.(g, softmax) ?? softmax;
+    const raw = g.op('MatMul', [read('Q', 'b q hd', 'b h q d'), read('K', 'b k hd', 'b h d k')]);
+    const s = scores?.(g, raw) ?? raw;
+    const normalised = softmax?.(g, s) ?? g.op('Softmax', [s], { axis: -1 });
+    const p = probabilities?.(g, normalised) ?? normalised;
     const v = read('V', 'b k he', 'b h k e');
     g.output(product?.(g, p, v) ?? g.op('MatMul', [p, v]));
     const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false } as const;

@@ -98,8 +98,10 @@ export function traceProbabilities(
   let view = start;
   const nodes: Node[] = [];
   const casts: number[] = [];
-  // Written as a quotient, with no maximum taken off, rows of low scores are 0/0.
-  const mayUnderflow = softmax.nodes.length > 1 && !steps.some((s) => s.kind === 'shift' && s.by);
+  // Written as a quotient, with no maximum taken off after the masks, rows of low scores are 0/0.
+  const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
+  const lowered = steps.findLastIndex((s) => ['add', 'select', 'floor', 'sink'].includes(s.kind));
+  const mayUnderflow = softmax.nodes.length > 1 && (maximum < 0 || maximum < lowered);
   for (;;) {
     const node = onlyConsumer(value, nodes);
     const product = readContraction(node, inference);

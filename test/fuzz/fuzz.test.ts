@@ -37,7 +37,7 @@ test(`${COUNT} random graphs: fused and equal, or refused and untouched`, async 
     count(`${kind} ${outcome.kind}`);
     if (outcome.kind === 'refused') count(`${kind} refused: ${outcome.reason}`);
   });
-  await fc.assert(judged, { numRuns: COUNT, seed: SEED, endOnFailure: COUNT > 10_000 });
+  await fc.assert(judged, { numRuns: COUNT, seed: SEED, endOnFailure: COUNT > 10_000, includeErrorInReport: true });
   t.log(`seed ${SEED}`);
   for (const [name, times] of [...counts].sort(([, a], [, b]) => b - a)) t.log(`${times} ${name}`);
   const fused = counts.get('plain fused') ?? 0;
