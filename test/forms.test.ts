@@ -334,7 +334,8 @@ const FORMS: readonly Form[] = [
     },
   },
   {
-    name: 'soft mixtures of experts: the dispatch is attention of slots that the model holds',
+    name: 'soft mixtures of experts: the dispatch is a linear layer with a softmax over the positions',
+    refused: 'linear layer',
     build(g) {
       const x = g.input('X', g.type, dims('b q d')).name;
       const slots = g.tensor(

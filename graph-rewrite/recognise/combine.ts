@@ -95,6 +95,9 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         if (shifted) refuse('scores that a number was added to have a lower bound', step.value);
         masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest });
         break;
+      case 'clip':
+        if (masks.length > 0) refuse('masked scores are clipped', masks.at(-1)!.value);
+        break;
       case 'shift':
         shifted = true;
         if (step.by) shifts.push(step.by);

@@ -41,7 +41,7 @@ export function readContraction(node: Node, inference: Inference): Contraction |
     const flags = [node.int('transA') === 1, node.int('transB') === 1] as const;
     return node.inputs[2] ? undefined : matmul(node, a, b, output, 2, 2, flags, node.float('alpha') ?? 1);
   }
-  return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, a, b, output) : undefined;
+  return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, [a, b], output, [rank(a), rank(b)]) : undefined;
 }
 
 function matmul(
@@ -72,11 +72,25 @@ function matmul(
   };
 }
 
-/** Einsum of two operands without repeated labels, ellipses or sums over one operand alone. */
-function einsum(node: Node, a: Value, b: Value, output: Value): Contraction | undefined {
-  const match = /^([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)$/.exec((node.string('equation') ?? '').replaceAll(' ', ''));
+/** Einsum of two operands without repeated labels or sums over one operand alone; an ellipsis is batch dimensions. */
+function einsum(
+  node: Node,
+  [a, b]: readonly [Value, Value],
+  output: Value,
+  ranks: readonly (number | undefined)[],
+): Contraction | undefined {
+  const term = '((?:[a-zA-Z]|\\.{3})+)';
+  const equation = (node.string('equation') ?? '').replaceAll(' ', '');
+  const match = new RegExp(`^${term},${term}->${term}$`).exec(equation);
   if (!match) return undefined;
-  const [left, right, out] = match.slice(1).map((term) => [...term]) as [string[], string[], string[]];
+  const terms = match.slice(1);
+  const hidden = terms.slice(0, 2).map((text, i) => (text.includes('...') ? (ranks[i] ?? 0) - text.length + 3 : 0));
+  const most = Math.max(...hidden);
+  if (hidden.some((n) => n < 0) || most > 9) return undefined;
+  // The last dimensions of two ellipses belong together, as in MatMul.
+  const labels = (text: string, count: number): string[] =>
+    [...text.replace('...', '0123456789'.slice(most - count, most))].map((l) => (/\d/.test(l) ? `batch${l}` : l));
+  const [left, right, out] = terms.map((text, i) => labels(text, hidden[i] ?? most)) as [string[], string[], string[]];
   for (const term of [left, right, out]) if (new Set(term).size !== term.length) return undefined;
   const single =
     left.some((l) => !right.includes(l) && !out.includes(l)) ||

@@ -120,9 +120,9 @@ export function placeOperand(candidate: Candidate, alignment: Alignment, axes: O
   const stored = new Map<Atom, Place>();
   const present = new Set<Atom>();
   for (const [mine, theirs] of alignment.partner) {
+    if (mine.repeated) continue;
     const place = places.get(theirs);
     if (!place) return undefined;
-    if (mine.repeated) continue;
     stored.set(mine, place);
     present.add(theirs);
   }

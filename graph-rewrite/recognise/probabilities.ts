@@ -1,10 +1,11 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
-import { sizeOf } from './atoms.js';
+import { type Dimension, leavesOf, sizeOf } from './atoms.js';
 import type { SinkTerm } from './combine.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { refuse } from './refusal.js';
-import { type ScoreTrace, uniformValue } from './scores.js';
+import { isSameValue } from './same.js';
+import { type ScoreStep, type ScoreTrace, uniformValue } from './scores.js';
 import { isInferenceDropout, readSelection, stepView, type View } from './view.js';
 
 /** A softmax, however it is spelled: its input, the axis, and the probabilities. */
@@ -83,7 +84,11 @@ export interface ProbabilityTrace {
   readonly nodes: readonly Node[];
   /** Data types that the probabilities are cast to on the way, in order. */
   readonly casts: readonly number[];
+  /** Masks whose keys get a probability of 0 once more after the softmax, which leaves rows without keys zeros. */
+  readonly zeroed: readonly SelectStep[];
 }
+
+type SelectStep = ScoreStep & { readonly kind: 'select' };
 
 /**
  * Follows the probabilities from the softmax to their product with the values. They must go nowhere else.
@@ -98,10 +103,11 @@ export function traceProbabilities(
   let view = start;
   const nodes: Node[] = [];
   const casts: number[] = [];
+  const zeroed: SelectStep[] = [];
   // Written as a quotient, with no maximum taken off after the masks, rows of low scores are 0/0.
   const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
   const lowered = steps.findLastIndex((s) => ['add', 'select', 'floor', 'sink'].includes(s.kind));
-  const mayUnderflow = softmax.nodes.length > 1 && (maximum < 0 || maximum < lowered);
+  const mayUnderflow = softmax.nodes.length > 1 && maximum < lowered;
   for (;;) {
     const node = onlyConsumer(value, nodes);
     const product = readContraction(node, inference);
@@ -111,7 +117,7 @@ export function traceProbabilities(
         refuse('the probabilities are multiplied by themselves', node);
       if (product.factor !== 1) refuse('the product of probabilities and values is scaled', node);
       const side = product.operands[0].value === value ? 0 : 1;
-      return { product, side, view, nodes, casts };
+      return { product, side, view, nodes, casts, zeroed };
     }
     const output = node.outputs[0]!;
     if (sink && dropsSink(node, sink, view, inference)) {
@@ -122,12 +128,41 @@ export function traceProbabilities(
       view = next;
     } else if (node.is('Cast')) {
       casts.push(node.int('to') ?? 0);
+    } else if (zeroedMask(node, value, view, steps, inference)) {
+      zeroed.push(zeroedMask(node, value, view, steps, inference)!);
     } else if (!passesThrough(node, value, inference) || (mayUnderflow && node.is('Where'))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);
     value = output;
   }
+}
+
+/** The mask whose keys Where gives a probability of 0. */
+function zeroedMask(
+  node: Node,
+  value: Value,
+  view: View,
+  steps: readonly ScoreStep[],
+  inference: Inference,
+): SelectStep | undefined {
+  const [condition, whenTrue, whenFalse] = node.inputs;
+  if (!node.is('Where') || !condition || !whenTrue || !whenFalse) return undefined;
+  const keepWhere = whenTrue === value;
+  if (uniformValue(keepWhere ? whenFalse : whenTrue, inference) !== 0) return undefined;
+  const sameDimensions = (dimensions: readonly Dimension[]) =>
+    dimensions.length === view.dimensions.length &&
+    dimensions.every((d, axis) => {
+      const [own, other] = [leavesOf(d), leavesOf(view.dimensions[axis]!)];
+      return own.length === other.length && own.every((leaf, i) => leaf === other[i]);
+    });
+  return steps.find(
+    (step): step is SelectStep =>
+      step.kind === 'select' &&
+      step.keepWhere === keepWhere &&
+      sameDimensions(step.dimensions) &&
+      isSameValue(step.condition, condition, inference),
+  );
 }
 
 /** Slice or Split that leaves out the sink's column and nothing else. */

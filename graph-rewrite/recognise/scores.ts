@@ -38,6 +38,8 @@ export type ScoreStep =
       readonly dimensions: readonly Dimension[];
     }
   | { readonly kind: 'cast'; readonly type: number }
+  /** Kept between bounds that no score reaches. */
+  | { readonly kind: 'clip' }
   /** The larger of the score and a number that no score is as low as, against sums of masks that overflow. */
   | {
       readonly kind: 'floor';
@@ -70,14 +72,34 @@ const MAXIMUM_PATH = 40;
 /** Scores are taken to be far above. */
 const HIGHEST_FLOOR = -1e30;
 
+/** Where a search for the product ended. */
+interface DeadEnd {
+  readonly reason: string;
+  readonly value: Value;
+}
+
+/** How many products are looked at in turn, where several are added up. */
+const MOST_PRODUCTS = 6;
+
 /**
- * Follows the scores back from the softmax's input to the product of queries and keys, and what they undergo between.
- * Throws a refusal that names the value at which the trail ends.
+ * Every way from a product of queries and keys to the softmax's input, the product's node first: more than one where
+ * terms that are added, as of relative positions, are products too.
+ * Throws a refusal that names the value at which the trail ends, where there is none.
  */
-export function traceScores(input: Value, inference: Inference): ScoreTrace {
-  const path = findProduct(input, inference, new Map(), 0);
-  if (!('nodes' in path)) return refuse(path.reason, path.value);
-  const [first, ...rest] = path.nodes;
+export function* scorePaths(input: Value, inference: Inference): Generator<readonly Node[]> {
+  const ends: DeadEnd[] = [];
+  let found = 0;
+  for (const path of productPaths(input, inference, { barren: new Set(), ends }, 0)) {
+    yield path;
+    if (++found === MOST_PRODUCTS) return;
+  }
+  const end = ends.at(-1);
+  if (found === 0 && end) refuse(end.reason, end.value);
+}
+
+/** Follows the scores along a path of {@link scorePaths}. Throws a refusal where a step of it is not understood. */
+export function traceScores(path: readonly Node[], inference: Inference): ScoreTrace {
+  const [first, ...rest] = path;
   const product = readContraction(first!, inference)!;
   const shape = inference.of(product.output).shape;
   if (shape?.length !== product.outputLabels.length)
@@ -99,42 +121,40 @@ export function traceScores(input: Value, inference: Inference): ScoreTrace {
     }
     current = output;
   }
-  return { product, steps: joinSelections(steps, inference), nodes: path.nodes, view, base };
+  return { product, steps: joinSelections(steps, inference), nodes: path, view, base };
 }
 
-interface DeadEnd {
-  readonly reason: string;
-  readonly value: Value;
-}
-
-/** Nodes from the product to the value, the product first; or where the search ended. */
-function findProduct(
+/** Nodes from a product to the value, the product first. */
+function* productPaths(
   value: Value,
   inference: Inference,
-  seen: Map<Value, DeadEnd | { nodes: Node[] }>,
+  search: { readonly barren: Set<Value>; readonly ends: DeadEnd[] },
   depth: number,
-): DeadEnd | { nodes: Node[] } {
-  const known = seen.get(value);
-  if (known) return known;
-  const remember = <T extends DeadEnd | { nodes: Node[] }>(result: T): T => {
-    seen.set(value, result);
-    return result;
-  };
+): Generator<readonly Node[]> {
+  const { barren, ends } = search;
   const node = value.producer;
-  if (!node || depth > MAXIMUM_PATH)
-    return remember({ reason: 'the softmax is not over a product of queries and keys', value });
-  if (readContraction(node, inference) && contractedLabels(readContraction(node, inference)!).length === 1)
-    return remember({ nodes: [node] });
-  let end: DeadEnd = {
-    reason: `${node.opType} between the product of queries and keys and the softmax is not understood`,
-    value,
-  };
-  for (const input of scoreInputs(node, inference)) {
-    const found = findProduct(input, inference, seen, depth + 1);
-    if ('nodes' in found) return remember({ nodes: [...found.nodes, node] });
-    end = found;
+  if (barren.has(value)) return;
+  const product = node && readContraction(node, inference);
+  if (product && contractedLabels(product).length === 1) {
+    yield [node];
+    return;
   }
-  return remember(end);
+  let fertile = false;
+  if (node && depth <= MAXIMUM_PATH) {
+    for (const input of scoreInputs(node, inference)) {
+      for (const path of productPaths(input, inference, search, depth + 1)) {
+        fertile = true;
+        yield [...path, node];
+      }
+    }
+  }
+  if (fertile) return;
+  barren.add(value);
+  const isEnd = !node || depth > MAXIMUM_PATH;
+  const reason = isEnd
+    ? 'the softmax is not over a product of queries and keys'
+    : `${node.opType} between the product of queries and keys and the softmax is not understood`;
+  if (isEnd || scoreInputs(node, inference).length === 0) ends.push({ reason, value });
 }
 
 /** Which inputs of a node may carry the scores. */
@@ -156,6 +176,8 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
     case 'Transpose':
     case 'Unsqueeze':
     case 'Squeeze':
+      return all.slice(0, 1);
+    case 'Clip':
       return all.slice(0, 1);
     case 'Dropout':
       return isInferenceDropout(node) ? all.slice(0, 1) : [];
@@ -190,6 +212,8 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
     }
     case 'Max':
       return floor(node, other, dimensions, inference);
+    case 'Clip':
+      return clip(node, inference);
     case 'Tanh':
       return { kind: 'tanh' };
     case 'Cast':
@@ -237,6 +261,20 @@ function floor(
   if (!value || lowest === undefined || lowest > HIGHEST_FLOOR)
     return refuse('the scores are compared with something other than the most negative number', node);
   return { kind: 'floor', value, lowest, dimensions };
+}
+
+/** Scores are taken to stay within these, where nothing is added to them: beyond, their differences decide alone. */
+const LEAST_CLIP = 1e4;
+
+function clip(node: Node, inference: Inference): ScoreStep {
+  const bound = (index: 1 | 2, name: string, none: number) => {
+    const value = node.inputs[index];
+    return value ? inference.scalarOf(value) : (node.float(name) ?? none);
+  };
+  const [low, high] = [bound(1, 'min', -Infinity), bound(2, 'max', Infinity)];
+  if (low === undefined || high === undefined || low > -LEAST_CLIP || high < LEAST_CLIP)
+    return refuse('the scores are clipped', node);
+  return { kind: 'clip' };
 }
 
 /** Concat of the scores with one column more. */

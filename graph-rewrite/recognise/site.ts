@@ -29,9 +29,10 @@ import {
   placeOperand,
 } from './operands.js';
 import { outputCandidates } from './output.js';
-import { type SoftmaxForm, traceProbabilities } from './probabilities.js';
-import { refuse } from './refusal.js';
-import { type ScoreTrace, traceScores } from './scores.js';
+import { type ProbabilityTrace, type SoftmaxForm, traceProbabilities } from './probabilities.js';
+import { RefusalSignal, refuse } from './refusal.js';
+import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
+import { withZeroed } from './zeroed.js';
 
 /** One tensor of the operator: the value to connect, its layout, and the nodes that the layout makes unnecessary. */
 export interface Connection {
@@ -72,9 +73,23 @@ export interface Site {
 
 /** Understands the site of one softmax. Throws a refusal with the reason where it cannot. */
 export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
-  const trace = traceScores(softmax.input, inference);
-  const formula = combineSteps(trace.steps);
+  let first: RefusalSignal | undefined;
+  for (const path of scorePaths(softmax.input, inference)) {
+    try {
+      return matchTrace(traceScores(path, inference), softmax, inference);
+    } catch (error) {
+      if (!(error instanceof RefusalSignal)) throw error;
+      first ??= error;
+    }
+  }
+  throw first ?? new RefusalSignal('the softmax is not over a product of queries and keys', softmax.input);
+}
+
+/** The site, if its scores are this product. */
+function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Site {
+  const written = combineSteps(trace.steps);
   const joint = readJoint(trace, softmax, inference);
+  const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
   const tensors = [...formula.masks.map((m) => m.value), ...formula.factors.map((f) => f.value)];
   requireIndependent(tensors, trace, softmax.nodes);
@@ -115,6 +130,7 @@ interface Joint {
   readonly second: Contraction;
   readonly probabilityNodes: readonly Node[];
   readonly probabilityCasts: readonly number[];
+  readonly zeroed: ProbabilityTrace['zeroed'];
   /** Dimensions of the scores that are neither queries nor keys, outermost first. */
   readonly batch: readonly Dimension[];
   readonly queries: readonly Atom[];
@@ -145,6 +161,8 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     return refuse('the softmax is over a batch dimension of the scores', softmax.input);
   const queryOperand = first.operands[1 - keySide]!;
   const keyOperand = first.operands[keySide]!;
+  if (isLinearLayer(first, queryOperand.value, inference))
+    return refuse('the scores are a linear layer of one tensor, not a product of queries and keys', first.output);
   const onlyQuery = (label: string) =>
     label === 'row' || label === 'column' || (!label.startsWith('batch') && !keyOperand.labels.includes(label));
   const queryLabels = first.outputLabels.filter((l) => l !== keyLabel && onlyQuery(l));
@@ -182,6 +200,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     second,
     probabilityNodes: probabilities.nodes,
     probabilityCasts: probabilities.casts,
+    zeroed: probabilities.zeroed,
     batch: batchLabels.map((l) => base.get(l)!),
     queries: queryLabels.flatMap((l) => leavesOf(base.get(l)!)),
     keys: leavesOf(base.get(keyLabel)!),
@@ -241,6 +260,15 @@ function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
 function isConstant(value: Value, inference: Inference): boolean {
   const nearest = candidates(value, inference).at(-1)?.root ?? value;
   return inference.of(nearest).constant !== undefined || nearest.initializer !== undefined;
+}
+
+/**
+ * A tensor times a matrix of weights: routers, and the keys of linear attention, which a softmax over the positions
+ * normalises. Queries that are weights themselves (learned latents) come first in their product.
+ */
+function isLinearLayer({ node, operands }: Contraction, query: Value, inference: Inference): boolean {
+  const isSecond = operands[1].value === query && isConstant(query, inference);
+  return isSecond && (node.is('Einsum') || (node.is('MatMul', 'Gemm') && operands[1].labels.length === 2));
 }
 
 /**

@@ -111,6 +111,11 @@ export class FuzzGraph {
     return this.tensor(this.type, this.choices.rarely(3) ? [1] : [], [value]);
   }
 
+  /** A scalar of the element type, of rank 0. */
+  float0(value: number): string {
+    return this.tensor(this.type, [], [value]);
+  }
+
   ints(values: readonly number[]): string {
     return this.tensor('int64', [values.length], values);
   }
