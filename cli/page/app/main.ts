@@ -2,7 +2,7 @@
 import { count } from '../../text.js';
 import { Asked, Cancelled } from './ask.js';
 import { byId, element } from './dom.js';
-import { EXAMPLES, type ListedModel } from './examples.js';
+import type { ListedModel } from './examples.js';
 import { describeGpu, findGpu } from './gpu.js';
 import type { GivenFile, OpenedModel, RewriteCalls } from './messages.js';
 import { memorySection, pictureSection, siteSection, summary } from './results.js';
@@ -71,8 +71,9 @@ async function show(
   address = results.querySelector<HTMLAnchorElement>('#download')?.href;
   results.hidden = false;
   document.title = `${model.name} · ort-flash`;
-  const title = byId('results-title');
-  title.focus({ preventScroll: true });
+  byId('results-title').focus({ preventScroll: true });
+  // A frame later, so that what is below the fold is laid out before it comes into view.
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   results.scrollIntoView({ behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'instant' : 'smooth' });
 }
 
@@ -89,18 +90,11 @@ async function openExample(name: string, size?: number): Promise<void> {
   }
 }
 
-function listExamples(): void {
-  const cards = EXAMPLES.map(({ name, title, detail, size }) => {
-    const card = element(
-      'button',
-      { type: 'button', class: 'card', 'data-model': name },
-      element('strong', {}, title),
-      element('span', {}, detail),
-    );
-    card.addEventListener('click', () => void openExample(name, size));
-    return card;
-  });
-  byId('examples').append(...cards);
+function listenForExamples(): void {
+  for (const card of document.querySelectorAll<HTMLElement>('.card')) {
+    const { model = '', size } = card.dataset;
+    card.addEventListener('click', () => void openExample(model, Number(size)));
+  }
 }
 
 async function listModels(): Promise<void> {
@@ -155,7 +149,7 @@ files.addEventListener('change', () => {
   files.value = '';
 });
 listenForDrops();
-listExamples();
+listenForExamples();
 listModels().catch(() => say('The list of bundled models did not come: is "npm run demo" still running?'));
 gpu.then((found) => {
   byId('gpu').textContent = describeGpu(found);
