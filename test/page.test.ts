@@ -269,16 +269,7 @@ test('the accessibility tree: every control and picture has a name, headings are
     const session = await page.context().newCDPSession(page);
     const { nodes } = (await session.send('Accessibility.getFullAXTree')) as unknown as { nodes: AccessibleNode[] };
     const seen = nodes.filter((node) => !node.ignored);
-    const named = new Set([
-      'button',
-      'link',
-      'spinbutton',
-      'combobox',
-      'image',
-      'region',
-      'table',
-      'progressbar',
-    ]);
+    const named = new Set(['button', 'link', 'spinbutton', 'combobox', 'image', 'region', 'table', 'progressbar']);
     const nameless = seen.filter((node) => named.has(node.role?.value ?? '') && !node.name?.value);
     t.deepEqual(nameless, []);
     const roles = new Set(seen.map((node) => node.role?.value));
