@@ -31,3 +31,19 @@ for (const example of allModels().filter((m) => m.sites > 0 && !m.unrunnableOnCp
     t.true((await difference(encodeModel(again), example)) <= example.tolerance, 'rewritten again');
   });
 }
+
+for (const example of allModels().filter((m) => m.sites > 0 && m.opset >= 23 && !m.unrunnableOnCpu)) {
+  test(`${example.name}: the standard's Attention gives PyTorch's outputs, and is attention again`, async (t) => {
+    const model = decodeModel(readFileSync(example.modelFile), example.modelFile);
+    const { lowered = [] } = rewriteModel(model, { target: 'onnx' });
+    t.is(lowered.length, example.sites);
+    const file = encodeModel(model);
+    t.true((await difference(file, example)) <= example.tolerance, 'lowered');
+    const again = decodeModel(file);
+    const { sites } = rewriteModel(again);
+    const own = lowered.filter((site) => site.operator !== 'FlashAttention');
+    for (const { refusal } of lowered) if (refusal) t.log(refusal.reason);
+    t.is(sites.filter((site) => site.form === 'Attention').length, own.length);
+    t.true((await difference(encodeModel(again), example)) <= example.tolerance, 'rewritten again');
+  });
+}

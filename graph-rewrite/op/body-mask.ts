@@ -28,7 +28,8 @@ export interface MaskingInputs {
   readonly scoreType: number;
   readonly elementType: number;
   readonly mask: MaskVariant | undefined;
-  readonly hasPast: boolean;
+  /** The past keys, (B, H, past keys, D), where there are any. */
+  readonly pastKey: string | undefined;
   readonly hasLengths: boolean;
 }
 
@@ -39,7 +40,7 @@ export interface Masked {
 }
 
 /** A tensor that broadcasts to the scores. */
-interface Broadcast {
+export interface Broadcast {
   readonly name: string;
   readonly rank: number;
 }
@@ -102,7 +103,7 @@ function maskWithWhere(e: NodeEmitter, scores: string, inputs: MaskingInputs): M
  * Whether a score that the masked value is added to is rounded to the masked value itself, for every score below 10²⁰:
  * adding can be done in place, and ONNX Runtime's `Where` takes three times the memory of the scores.
  */
-function absorbsScores(maskedValue: number, scoreType: number): boolean {
+export function absorbsScores(maskedValue: number, scoreType: number): boolean {
   const isWide = scoreType === DataType.FLOAT || scoreType === DataType.DOUBLE;
   return (
     maskedValue === Number.NEGATIVE_INFINITY || (isWide && maskedValue < (scoreType === DataType.FLOAT ? -1e30 : -1e38))
@@ -172,7 +173,7 @@ function fullMask(
   return { tensor, keep: { name: e.op('Less', [keys, covered], { label: 'covered' }), rank: 1 } };
 }
 
-interface Positions {
+export interface Positions {
   /** Keys that causality, windows and lengths leave; undefined where they take none out. */
   readonly keep: Broadcast | undefined;
   /** Which rows they leave without a key; undefined where that cannot be. */
@@ -183,7 +184,7 @@ interface Positions {
  * Keys that query i, at position p = i + offset, sees: p − left ≤ j ≤ p + right, and j < length. Every bound is written
  * as one `Less`.
  */
-function positionMask(e: NodeEmitter, inputs: MaskingInputs): Positions {
+export function positionMask(e: NodeEmitter, inputs: MaskingInputs): Positions {
   const { isCausal, leftWindow, rightWindow, alignEnd } = inputs.attributes;
   const upper = isCausal ? 0 : rightWindow >= 0 ? rightWindow : undefined;
   const lower = leftWindow >= 0 ? leftWindow : undefined;
@@ -234,10 +235,11 @@ function queryPositions(e: NodeEmitter, inputs: MaskingInputs, lengths: string |
   });
   if (inputs.attributes.alignEnd) return moved(e.op('Sub', [inputs.keyCount(), queries], { label: 'offset' }), 2);
   if (lengths !== undefined) return moved(e.op('Sub', [lengths, queries], { label: 'offset' }), 4);
-  return inputs.hasPast ? moved(e.size('past_key', 2, 'past_keys'), 2) : { name: column, rank: 2 };
+  const { pastKey } = inputs;
+  return pastKey === undefined ? { name: column, rank: 2 } : moved(e.size(pastKey, 2, 'past_keys'), 2);
 }
 
-function both(e: NodeEmitter, a: Broadcast | undefined, b: Broadcast | undefined): Broadcast | undefined {
+export function both(e: NodeEmitter, a: Broadcast | undefined, b: Broadcast | undefined): Broadcast | undefined {
   if (a === undefined || b === undefined) return a ?? b;
   return { name: e.op('And', [a.name, b.name], { label: 'keep' }), rank: Math.max(a.rank, b.rank) };
 }

@@ -184,7 +184,7 @@ function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
     scoreType,
     elementType,
     mask,
-    hasPast,
+    pastKey: hasPast ? 'past_key' : undefined,
     hasLengths,
   });
   let weights = hasSink ? softmaxWithSink(e, masked.scores, elementType, scoreType) : e.softmax(masked.scores, 4);

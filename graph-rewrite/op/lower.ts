@@ -7,8 +7,9 @@ import { DataType, type NodeProto } from '../onnx/proto.js';
 import type { Refusal } from '../report.js';
 import type { FunctionVariant } from './body.js';
 import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
+import { absorbsScores, type Broadcast, both, lowest, positionMask } from './body-mask.js';
 import type { FlashAttentionAttributes, FlashAttentionInput } from './definition.js';
-import { type AttributeValue, floatTypeName, NodeEmitter } from './emit.js';
+import { type AttributeValue, floatTypeName, NodeEmitter, once } from './emit.js';
 import { type Axis, parseLayout } from './layout.js';
 import { readAttributes, readInputs } from './node.js';
 import { isRefusal, refuse } from './site.js';
@@ -180,25 +181,16 @@ export function lowerToOnnx(node: NodeProto, facts: LoweringFacts): Lowered | Re
   if (wrong !== undefined) return wrong;
   if (facts.opset < 23) return refuse(`opset ${facts.opset} has no Attention; 23 has`);
   if (facts.hasLengths && facts.opset < 24) return refuse('nonpad_kv_seqlen is in Attention since opset 24');
-  const hasWindow = attributes.leftWindow >= 0 || attributes.rightWindow >= 0;
-  if (hasWindow && facts.opset < 25) return refuse('windows are in Attention since opset 25');
   if (facts.hasSink) return refuse('Attention has no sink');
   if (attributes.maskPeriod > 1) return refuse('Attention has no attn_mask_period');
   if (mask?.mayBeShorter) return refuse('what a mask shorter than the keys means differs from runtime to runtime');
   if (attributes.scale < 0) return refuse('ONNX Runtime’s Attention takes no negative scale');
-  if (attributes.isCausal && facts.hasPast && facts.isSelfAttention !== true)
-    return refuse('causality after a past where queries and new keys may not be as many: runtimes differ in it');
-  if (attributes.alignEnd && (attributes.isCausal || hasWindow) && facts.isSelfAttention !== true)
-    return refuse('Attention does not align queries with the end of the keys');
-  const takesOut = attributes.isCausal || hasWindow || facts.hasLengths || mask !== undefined;
-  const rowsMayBeEmpty =
-    facts.hasLengths ||
-    hasWindow ||
-    (attributes.isCausal && mask !== undefined) ||
-    mask?.mayEmptyRows === true ||
-    mask?.mayBeShorter === true;
-  if (attributes.maskedValue !== Number.NEGATIVE_INFINITY && takesOut && rowsMayBeEmpty)
-    return refuse('a finite masked_value gives rows without keys the mean of all values, Attention gives zeros');
+  const isWide = facts.elementType === DataType.FLOAT || facts.elementType === DataType.DOUBLE;
+  if (mask?.kind === 'additive' && !isWide)
+    return refuse('ONNX Runtime’s Attention gives zeros where a 16-bit mask is the lowest number for every key');
+  const isFilled = fillsEmptyRows(site);
+  const wrongPositions = isFilled ? checkFill(site) : checkPositions(site);
+  if (wrongPositions !== undefined) return wrongPositions;
 
   const sizes = knownSizes(site);
   const layouts = [attributes.queryLayout, attributes.keyLayout, attributes.valueLayout, attributes.outputLayout];
@@ -214,21 +206,98 @@ export function lowerToOnnx(node: NodeProto, facts: LoweringFacts): Lowered | Re
   const isDirect = isMerged || attributes.outputLayout === 'BHSD';
   const result = isDirect ? Y! : e.fresh('attention');
   const sequenceAxis = isMerged ? 1 : 2;
-  const attnMask = fullMask(site, inputs.attn_mask, 2, { name: query, sequenceAxis }, { name: key, sequenceAxis });
+  const rows = { name: query, sequenceAxis };
+  const columns = { name: key, sequenceAxis };
+  const attnMask = fullMask(site, standardMask(site, isFilled, rows, columns), 2, rows, columns);
   const rest = [attnMask, inputs.past_key, inputs.past_value, inputs.nonpad_kv_seqlen];
   e.node('Attention', trimmed([query, key, value, ...rest.map((name) => name ?? '')]), trimmed([result, ...presents]), {
     attributes: {
       ...scaleAttribute(attributes),
-      ...(attributes.isCausal ? { is_causal: 1 } : {}),
+      ...(attributes.isCausal && !isFilled ? { is_causal: 1 } : {}),
       ...(isMerged ? { q_num_heads: site.queryHeads!, kv_num_heads: site.keyHeads! } : {}),
       ...(attributes.softcap > 0 ? { softcap: { float: attributes.softcap } } : {}),
       ...(attributes.softmaxPrecision > 0 ? { softmax_precision: attributes.softmaxPrecision } : {}),
-      ...(attributes.leftWindow >= 0 ? { left_window_size: attributes.leftWindow } : {}),
-      ...(attributes.rightWindow >= 0 ? { right_window_size: attributes.rightWindow } : {}),
+      ...(attributes.leftWindow >= 0 && !isFilled ? { left_window_size: attributes.leftWindow } : {}),
+      ...(attributes.rightWindow >= 0 && !isFilled ? { right_window_size: attributes.rightWindow } : {}),
     },
   });
   if (isDirect) return { nodes: e.nodes, domains: [] };
   return renameLast(site, toLayout(e, result, parseLayout(attributes.outputLayout), sizes.output), []);
+}
+
+const hasWindow = ({ leftWindow, rightWindow }: FlashAttentionAttributes) => leftWindow >= 0 || rightWindow >= 0;
+
+/** Whether a row may have no key, and then, with a finite `masked_value`, is the mean of all values. */
+function fillsEmptyRows({ attributes, facts: { mask, hasLengths } }: Site): boolean {
+  if (attributes.maskedValue === Number.NEGATIVE_INFINITY) return false;
+  return (
+    hasLengths === true || hasWindow(attributes) || (mask !== undefined && (attributes.isCausal || mask.mayEmptyRows))
+  );
+}
+
+/** Attention itself gives rows without keys zeros: to say otherwise, all that is taken out must be added. */
+function checkFill({ attributes, facts }: Site): Refusal | undefined {
+  if (!facts.hasLengths && absorbsScores(attributes.maskedValue, facts.elementType)) return undefined;
+  return refuse('a finite masked_value gives rows without keys the mean of all values, Attention gives zeros');
+}
+
+/** Where the queries stand among the keys, Attention and its versions in runtimes must agree about. */
+function checkPositions({ attributes, facts }: Site): Refusal | undefined {
+  const isSelf = facts.isSelfAttention === true;
+  if (hasWindow(attributes) && facts.opset < 25) return refuse('windows are in Attention since opset 25');
+  if (attributes.isCausal && facts.hasPast && !isSelf)
+    return refuse('causality after a past where queries and new keys may not be as many: runtimes differ in it');
+  if (attributes.alignEnd && (attributes.isCausal || hasWindow(attributes)) && !isSelf)
+    return refuse('Attention does not align queries with the end of the keys');
+  return undefined;
+}
+
+/**
+ * The mask as Attention takes it. With `isFilled`, what causality and windows take out is in it too, as a number that
+ * takes in every score.
+ */
+function standardMask(site: Site, isFilled: boolean, query: Sequence, key: Sequence): Broadcast | undefined {
+  const { attributes, facts, inputs, e } = site;
+  const { elementType, mask } = facts;
+  const given = inputs.attn_mask === undefined || !mask ? undefined : { name: inputs.attn_mask, rank: mask.rank };
+  const isBoolean = mask?.kind === 'boolean';
+  const own = given && (isBoolean ? given : { name: raiseLowest(e, given.name, elementType), rank: given.rank });
+  if (!isFilled) return own;
+  const newKeys = once(() => e.size(key.name, key.sequenceAxis, 'new_keys'));
+  const { keep } = positionMask(e, {
+    attributes,
+    queryCount: once(() => e.size(query.name, query.sequenceAxis, 'query_count')),
+    keyCount: once(() =>
+      inputs.past_key === undefined ? newKeys() : e.op('Add', [newKeys(), e.size(inputs.past_key, 2, 'past_keys')]),
+    ),
+    scoreType: elementType,
+    elementType,
+    mask,
+    pastKey: inputs.past_key,
+    hasLengths: false,
+  });
+  const allKeep = isBoolean ? both(e, own, keep) : keep;
+  if (allKeep === undefined) return own;
+  const type = floatTypeName(elementType);
+  const kept = isBoolean || !own ? { name: e.scalar(type, 0), rank: 0 } : own;
+  const taken = e.scalar(type, Math.max(attributes.maskedValue, aboveLowest(elementType)));
+  const name = e.op('Where', [allKeep.name, kept.name, taken], { label: 'bias' });
+  return { name, rank: Math.max(allKeep.rank, kept.rank) };
+}
+
+/** The number after the lowest of float32 or float64. */
+function aboveLowest(elementType: number): number {
+  return elementType === DataType.FLOAT ? -(2 ** 128 - 2 ** 105) : -Number.MAX_VALUE * (1 - 2 ** -53);
+}
+
+/**
+ * ONNX Runtime 1.29 gives zeros to rows whose largest score is the lowest number. Exporters write that number for what
+ * is masked, and by the standard such a row is the mean of all values: as it is with the number after it.
+ */
+function raiseLowest(e: NodeEmitter, mask: string, elementType: number): string {
+  const type = floatTypeName(elementType);
+  const isLowest = e.op('Equal', [mask, e.scalar(type, lowest(elementType))], { label: 'is_lowest' });
+  return e.op('Where', [isLowest, e.scalar(type, aboveLowest(elementType)), mask], { label: 'raised_mask' });
 }
 
 function scaleAttribute({ scale }: FlashAttentionAttributes): Record<string, AttributeValue> {
@@ -291,26 +360,26 @@ interface Sequence {
 /** The mask as MultiHeadAttention takes it: added, and of rank 4. */
 function attentionBias(site: Site, query: Sequence, key: Sequence): string | undefined {
   const { facts, inputs, e } = site;
-  if (facts.mask?.kind !== 'boolean' || inputs.attn_mask === undefined) {
-    return fullMask(site, inputs.attn_mask, 4, query, key);
+  if (facts.mask === undefined || inputs.attn_mask === undefined) return undefined;
+  let name = inputs.attn_mask;
+  if (facts.mask.kind === 'boolean') {
+    const type = floatTypeName(facts.elementType);
+    name = e.op('Where', [name, e.scalar(type, 0), e.scalar(type, Number.NEGATIVE_INFINITY)], { label: 'bias' });
   }
-  const type = floatTypeName(facts.elementType);
-  const choices = [e.scalar(type, 0), e.scalar(type, Number.NEGATIVE_INFINITY)];
-  const bias = e.op('Where', [inputs.attn_mask, ...choices], { label: 'bias' });
-  return fullMask(site, bias, 4, query, key);
+  return fullMask(site, { name, rank: facts.mask.rank }, 4, query, key);
 }
 
 /** The mask with this rank at least, and with every query and key: ONNX Runtime broadcasts batch and heads only. */
 function fullMask(
-  { facts, inputs, e }: Site,
-  mask: string | undefined,
+  { inputs, e }: Site,
+  mask: Broadcast | undefined,
   rank: 2 | 4,
   query: Sequence,
   key: Sequence,
 ): string | undefined {
-  if (mask === undefined || facts.mask === undefined) return undefined;
-  const missing = Array.from({ length: Math.max(0, rank - facts.mask.rank) }, (_, i) => i);
-  const ranked = missing.length > 0 ? e.unsqueeze(mask, missing, 'mask_axes') : mask;
+  if (mask === undefined) return undefined;
+  const missing = Array.from({ length: Math.max(0, rank - mask.rank) }, (_, i) => i);
+  const ranked = missing.length > 0 ? e.unsqueeze(mask.name, missing, 'mask_axes') : mask.name;
   const sizeOf = ({ name, sequenceAxis }: Sequence, label: string) =>
     e.sizes(name, sequenceAxis, sequenceAxis + 1, label);
   let keys = sizeOf(key, 'keys');
