@@ -63,8 +63,6 @@ export class Expansion {
     const calls = new CallTable(model);
     const reached = [...calls.reachable(model.graph!.node)];
     const mayHaveAttention = mayAttend(model.graph!.node) || reached.some((f) => mayAttend(f.node));
-    const hasBranches = (nodes: readonly NodeProto[]): boolean =>
-      nodes.some((node) => node.op_type === 'If' || subgraphs(node).some((graph) => hasBranches(graph.node)));
     if (!mayHaveAttention || (reached.length === 0 && !hasBranches(model.graph!.node))) return undefined;
     const expansion = new Expansion(model, calls);
     try {
@@ -160,7 +158,7 @@ export class Expansion {
   }
 
   #resolveBranches(): void {
-    for (let round = 0; round < MOST_ROUNDS; round++) {
+    for (let round = 0; round < MOST_ROUNDS && hasBranches(this.model.graph!.node); round++) {
       const model = new Model(this.model);
       const inference = new Inference(model);
       const uses = countReads(this.model.graph!);
@@ -232,6 +230,10 @@ export class Expansion {
       if (owner) owner.items = owner.items.filter((item) => !gone.has(item as NodeProto));
     graph.node = graph.node.flatMap((node) => (gone.has(node) ? [] : flatten([put.get(node) ?? node])));
   }
+}
+
+function hasBranches(nodes: readonly NodeProto[]): boolean {
+  return nodes.some((node) => node.op_type === 'If' || subgraphs(node).some((graph) => hasBranches(graph.node)));
 }
 
 interface Output {

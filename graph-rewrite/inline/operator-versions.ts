@@ -6,12 +6,13 @@
 
 /**
  * Versions at which an operator came (after 1) or changed its attributes, their defaults, or its inputs or outputs, from
- * the schemas of the onnx package, 1.23.1. A version that only admits more types is none.
+ * the schemas of the onnx package, 1.23.1. A version that only admits more types is none; nor is one
+ * of Constant, which is what its one attribute says.
  */
 const CHANGES: readonly (readonly [versions: string, operators: string])[] = [
   [
     '',
-    'Conv ConvTranspose Flatten Gather GlobalAveragePool GlobalMaxPool Identity If LRN Loop LpNormalization MatMul MaxRoiPool Not RandomNormal RandomNormalLike RandomUniform RandomUniformLike Size Softplus Softsign Transpose',
+    'Constant Conv ConvTranspose Flatten Gather GlobalAveragePool GlobalMaxPool Identity If LRN Loop LpNormalization MatMul MaxRoiPool Not RandomNormal RandomNormalLike RandomUniform RandomUniformLike Size Softplus Softsign Transpose',
   ],
   ['2', 'GlobalLpPool'],
   ['2 11 18', 'Pad'],
@@ -55,7 +56,7 @@ const CHANGES: readonly (readonly [versions: string, operators: string])[] = [
     '11',
     'BitShift ConcatFromSequence CumSum DepthToSpace Det DynamicQuantizeLinear GatherElements Round SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SplitToSequence Unique',
   ],
-  ['11 12', 'Constant GatherND'],
+  ['11 12', 'GatherND'],
   ['11 16', 'ScatterElements ScatterND'],
   ['11 27', 'Range'],
   ['12', 'ArgMax ArgMin Celu Einsum GreaterOrEqual LessOrEqual NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss'],

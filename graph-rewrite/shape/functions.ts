@@ -11,7 +11,7 @@ export interface FunctionBody {
 }
 
 /** Nodes of function bodies are inferred anew for every call, up to this many in all. */
-const MOST_NODES = 200_000;
+const MOST_NODES = 20_000;
 
 /** The functions that a model defines. */
 export class FunctionTable {
