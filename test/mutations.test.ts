@@ -9,15 +9,26 @@ import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { validateModel } from '../graph-rewrite/onnx/validate.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { bundledModels } from '../models/corpus.js';
+import { Choices } from './fuzz/graph.js';
 import { MUTATIONS, mutate } from './mutations.js';
+import { outline } from './outline.js';
 
 const COUNT = Number(process.env.ORT_FLASH_MUTATIONS ?? 2000);
 const LIMIT_MS = 5000;
 
-const files = bundledModels().map((model) => ({
+const whole = bundledModels().map((model) => ({
   name: model.name,
   bytes: new Uint8Array(readFileSync(model.modelFile)),
 }));
+/** Some of them with random pieces in functions of their own. */
+const cut = whole
+  .filter((_, i) => i % 4 === 0)
+  .map(({ name, bytes }, i) => {
+    const model = decodeModel(bytes);
+    outline(model, new Choices(Array.from({ length: 4000 }, (_, n) => (n * 7919 + i * 104729) % 10007)), 8);
+    return { name: `${name} in functions`, bytes: encodeModel(model) };
+  });
+const files = [...whole, ...cut];
 
 /** 'success', the code of a typed error, or what went wrong instead. */
 function outcome(bytes: Uint8Array): string {
