@@ -9,6 +9,8 @@ export interface SubgroupMatrixShape {
 export interface AdapterFacts {
   readonly vendor: string;
   readonly architecture: string;
+  /** A CPU that plays GPU (SwiftShader, WARP): code size and workgroup memory cost seconds of compilation there. */
+  readonly isSoftware: boolean;
   /** Bytes of workgroup memory. */
   readonly workgroupMemory: number;
   /** Threads a workgroup. */
@@ -30,6 +32,7 @@ export interface AdapterFacts {
 export const DEFAULT_ADAPTER: AdapterFacts = {
   vendor: '',
   architecture: '',
+  isSoftware: false,
   workgroupMemory: 16384,
   workgroupThreads: 256,
   workgroupsPerDimension: 65535,
@@ -60,6 +63,7 @@ export function adapterFacts(device: GPUDevice, info: GPUAdapterInfo | undefined
   return {
     vendor: info?.vendor ?? '',
     architecture: info?.architecture ?? '',
+    isSoftware: info?.isFallbackAdapter === true || info?.architecture === 'swiftshader',
     workgroupMemory: limits.maxComputeWorkgroupStorageSize,
     workgroupThreads: Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX),
     workgroupsPerDimension: limits.maxComputeWorkgroupsPerDimension,

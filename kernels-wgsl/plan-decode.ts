@@ -10,8 +10,10 @@ import type { HeadShape } from './tiles.js';
 const DECODE_ROWS = 16;
 /** Workgroups that keep a large GPU busy; more splits than that only cost in combining. */
 const WORKGROUPS = 256;
+/** As many cores have something to do, where the GPU is a CPU. */
+const SOFTWARE_WORKGROUPS = 4;
 /** Splits that the combining kernel takes at most; MAX_SPLITS in shaders/combine.wesl. */
-const MAX_SPLITS = 512;
+export const maxSplits = (facts: AdapterFacts) => (facts.isSoftware ? 16 : 512);
 
 /** Whether the problem has few queries for its keys. */
 export function isDecode(problem: AttentionProblem): boolean {
@@ -22,6 +24,13 @@ export function isDecode(problem: AttentionProblem): boolean {
 function decodeMemory(head: HeadShape, rows: number, threads: number, span: number): number {
   const outputs = Math.floor(threads / head.valueQuads) * head.valueQuads;
   return 16 * rows * (head.depthQuads + outputs + 1) + 4 * (rows * span + threads);
+}
+
+function threadsOf(facts: AdapterFacts, head: HeadShape, keyLanes: number, rows: number, options: PlanOptions): number {
+  // A CPU's threads take turns: few of them need little workgroup memory.
+  if (facts.isSoftware) return options.decodeThreads ?? (head.valueQuads > 32 ? 64 : 32);
+  if (keyLanes === 1) return 64;
+  return options.decodeThreads ?? (rows > 4 ? 128 : 256);
 }
 
 /** Few queries, many keys: the keys are split over workgroups, and the splits combined. */
@@ -35,19 +44,18 @@ export function planDecode(
   const rows = (problem.queryHeads / problem.keyHeads) * problem.queries;
   // Threads share a key where subgroups are sure to hold them side by side.
   const keyLanes = Math.min(8, facts.subgroupMinSize >= 4 && head.depthQuads % 4 === 0 ? facts.subgroupMinSize : 1);
-  const span = keyLanes === 1 ? 256 : 128;
-  let rowsOfWorkgroup = rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : 8;
-  let threads = Math.min(
-    keyLanes === 1 ? 64 : (options.decodeThreads ?? (rowsOfWorkgroup > 4 ? 128 : 256)),
-    facts.workgroupThreads,
-  );
+  const span = facts.isSoftware ? 64 : keyLanes === 1 ? 256 : 128;
+  const mostRows = facts.isSoftware ? 4 : 8;
+  let rowsOfWorkgroup = rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : mostRows;
+  let threads = Math.min(threadsOf(facts, head, keyLanes, rowsOfWorkgroup, options), facts.workgroupThreads);
   while (decodeMemory(head, rowsOfWorkgroup, threads, span) > facts.workgroupMemory && rowsOfWorkgroup > 1) {
     if (threads > 64) threads /= 2;
     else rowsOfWorkgroup /= 2;
   }
   const rowBlocks = Math.ceil(rows / rowsOfWorkgroup);
-  const busy = Math.ceil(WORKGROUPS / (problem.batch * problem.keyHeads * rowBlocks));
-  const splits = Math.min(MAX_SPLITS, Math.ceil(problem.keys / span), options.splits ?? busy);
+  const workgroups = facts.isSoftware ? SOFTWARE_WORKGROUPS : WORKGROUPS;
+  const busy = Math.ceil(workgroups / (problem.batch * problem.keyHeads * rowBlocks));
+  const splits = Math.min(maxSplits(facts), Math.ceil(problem.keys / span), options.splits ?? busy);
   return {
     kernel: keyLanes > 1 ? 'decode-subgroups' : 'decode',
     parameters: {

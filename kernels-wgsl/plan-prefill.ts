@@ -38,6 +38,8 @@ export function planPrefill(
       DEPTH_CHUNK: tiles.depthChunk,
       VALUE_STEPS: tiles.valueSteps,
       QUERIES_STAY: tiles.queriesStay,
+      PREFETCHES: tiles.prefetches ?? true,
+      QUERY_BATCH: tiles.prefetches === false ? 1 : 8,
     },
     enables: problem.type === 'float16' ? ['f16'] : [],
     queryUnit: tiles.queryTile,

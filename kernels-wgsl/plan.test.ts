@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { DEFAULT_ATTRIBUTES } from '../graph-rewrite/op/definition.js';
 import { type AttentionProblem, resolveProblem } from '../graph-rewrite/op/problem.js';
 import { type AdapterFacts, DEFAULT_ADAPTER } from './adapter.js';
+import { constantsOf, foldBranches } from './fold.js';
 import { type AttentionPlan, planAttention } from './plan.js';
 import { headShape } from './plan-prefill.js';
 import { SHADERS } from './shaders/linked.js';
@@ -151,4 +152,41 @@ test('loops over constants are unrolled, and no others', (t) => {
       '{ { c[0u + 0u]; } { c[0u + 1u]; } } { { c[2u + 0u]; } { c[2u + 1u]; } }',
     ].join(' '),
   );
+});
+
+test('branches that constants decide are taken, and no others', (t) => {
+  const source = [
+    'const N: u32 = 2u;',
+    'const IS: bool = false;',
+    'if (IS) { a(); } else { b(); }',
+    'if (IS && x > 1) { a(); }',
+    'if (IS || !x) { a(); }',
+    'if (N == 2u || x > 1) { if (N * 2u <= 3u) { a(); } c(); }',
+    'if (x > 1) { if (!IS) { a(); } } else { if (IS) { b(); } }',
+    'if (x.N == 2u) { a(); } else if (IS) { b(); }',
+  ].join('\n');
+  t.deepEqual(
+    foldBranches(source, constantsOf(source)).replace(/\s+/g, ' ').trim(),
+    [
+      'const N: u32 = 2u; const IS: bool = false;',
+      '{ b(); }',
+      '{}',
+      'if (IS || !x) { a(); }',
+      '{ {} c(); }',
+      'if (x > 1) { { a(); } } else { {} }',
+      'if (x.N == 2u) { a(); } else if (IS) { b(); }',
+    ].join(' '),
+  );
+});
+
+test('an adapter in software gets little workgroup memory, and small code', (t) => {
+  const software = { ...LARGE, isSoftware: true, workgroupMemory: 32768, subgroupMatrices: [] };
+  for (const d of [1, 20, 64, 128, 256]) {
+    for (const queries of [20, 1000]) {
+      const head = headShape(problem('float32', [1, 1, 1, queries, queries, d]));
+      const [tiles] = prefillCandidates(head, software, queries);
+      t.false(tiles!.prefetches);
+      t.true(prefillMemory(tiles!, head) <= 8192, `${d} takes ${prefillMemory(tiles!, head)}`);
+    }
+  }
 });

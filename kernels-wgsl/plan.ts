@@ -5,7 +5,7 @@ import type { AdapterFacts } from './adapter.js';
 import { bindCombine, coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
 import { featureParameters } from './features.js';
 import { planAppend } from './plan-append.js';
-import { isDecode, planDecode } from './plan-decode.js';
+import { isDecode, maxSplits, planDecode } from './plan-decode.js';
 import { type MatrixTiles, planMatrix } from './plan-matrix.js';
 import { planPrefill } from './plan-prefill.js';
 import type { KernelName } from './shaders/linked.js';
@@ -178,6 +178,7 @@ function planKernel(
         label: `FlashAttention combine${number}`,
         parameters: knownParameters('combine', {
           ...featureParameters(problem, tensors.writesLse),
+          MAX_SPLITS: maxSplits(facts),
           COLUMNS: problem.valueDimension > 64 ? 128 : problem.valueDimension > 32 ? 64 : 32,
         }),
         enables: problem.type === 'float16' ? ['f16'] : [],

@@ -1,4 +1,5 @@
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { constantsOf, foldBranches } from './fold.js';
 import { type KernelName, SHADERS } from './shaders/linked.js';
 import { unrollLoops } from './unroll.js';
 
@@ -29,7 +30,8 @@ export function specialize(kernel: KernelName, parameters: ShaderParameters, ena
   // Which subgroup a thread belongs to is the same for all of it, which the uniformity analysis cannot know.
   if (enables.includes(SUBGROUP_MATRIX)) directives.push('diagnostic(off, chromium.subgroup_matrix_uniformity);');
   if (enables.includes('subgroups')) directives.push('diagnostic(off, subgroup_uniformity);');
-  return [...directives, unrollLoops(source)].join('\n');
+  const constants = constantsOf(source);
+  return [...directives, foldBranches(unrollLoops(foldBranches(source, constants), constants), constants)].join('\n');
 }
 
 /** Parameters of this list that the kernel has; what it does not have, it does not depend on. */

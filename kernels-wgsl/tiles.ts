@@ -13,6 +13,8 @@ export interface PrefillTiles {
   readonly valueSteps: number;
   /** Whether the queries' whole head dimension stays in workgroup memory. */
   readonly queriesStay: boolean;
+  /** False: nothing is fetched ahead of its use, and short loops stay loops: small code, for what is no GPU. */
+  readonly prefetches?: boolean;
 }
 
 /** Sizes of one head that tiles must fit. */
@@ -59,7 +61,8 @@ const SHAPES: readonly (readonly [number, number, number, number])[] = [
 
 /** Every choice of tiles that the adapter can run for this head, best guess first. */
 export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries: number): PrefillTiles[] {
-  const candidates: PrefillTiles[] = measuredTiles(head).filter((tiles) => canRun(tiles, head, facts));
+  const measured = facts.isSoftware ? softwareTiles(head, queries) : measuredTiles(head);
+  const candidates: PrefillTiles[] = measured.filter((tiles) => canRun(tiles, head, facts));
   for (const [queryTile, keyTile, rowThreads, columnThreads] of SHAPES) {
     for (const depthChunk of chunksOf(head.depthQuads)) {
       // Values share the memory of the keys' chunk: as many as fit there.
@@ -95,6 +98,26 @@ function measuredTiles({ depthQuads, valueQuads, elementBytes }: HeadShape): Pre
   ) => [{ queryTile, keyTile, rowThreads, columnThreads, depthChunk: 8, valueSteps, queriesStay }];
   if (quads <= 16) return tiles(elementBytes === 4 ? [64, 64, 16, 8] : [64, 32, 16, 8], 4, true);
   return elementBytes === 4 ? tiles([64, 32, 16, 8], 2, false) : tiles([64, 64, 16, 16], 4, true);
+}
+
+/**
+ * For SwiftShader, which spends 0.2 s of compilation on every KiB of workgroup memory (it clears it word by word) and on
+ * every twenty lines that are not in a loop, and for which a load costs as much as eight multiply-adds of four.
+ */
+function softwareTiles({ depthQuads, valueQuads }: HeadShape, queries: number): PrefillTiles[] {
+  const tile = (queryTile: number, rowThreads: number, columnThreads: number): PrefillTiles => ({
+    queryTile,
+    keyTile: 4 * columnThreads,
+    rowThreads,
+    columnThreads,
+    depthChunk: Math.min(4, depthQuads),
+    valueSteps: 1,
+    queriesStay: false,
+    prefetches: false,
+  });
+  if (valueQuads > 32) return [tile(16, 8, 8)];
+  // More rows a thread pay off in long runs.
+  return queries < 256 || valueQuads > 16 ? [tile(16, 8, 4)] : [tile(16, 4, 4)];
 }
 
 /** At most eight quads at a time: more take registers to fetch. Then ever shorter chunks. */
