@@ -45,6 +45,14 @@ export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): R
 }
 
 /**
+ * The model as {@link rewriteModel} looks at it: bodies of its functions in the place of their calls. The reports of
+ * sites name nodes and values of this one; where nothing was expanded it is the model itself.
+ */
+export function withoutCalls(proto: ModelProto): ModelProto {
+  return Expansion.of(proto)?.model ?? proto;
+}
+
+/**
  * Rewrites what stands in the graphs themselves.
  * @param others sites that are out of reach
  */

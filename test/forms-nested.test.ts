@@ -3,16 +3,19 @@
 import test from 'ava';
 import Long from 'long';
 import { makeNode } from '../graph-rewrite/graph/builder.js';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { type DataTypeName, dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
 import {
   AttributeProto,
   AttributeType,
-  type GraphProto,
+  GraphProto,
   type ModelProto,
+  NodeProto,
   TensorShapeProto,
   TypeProto,
   ValueInfoProto,
 } from '../graph-rewrite/onnx/proto.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { Choices, dims, FuzzGraph } from './fuzz/graph.js';
 import { judge, type Outcome } from './fuzz/run.js';
 
@@ -120,4 +123,45 @@ test('the body of a Scan', async (t) => {
   g.output('last');
   g.output('all');
   t.deepEqual(await judged(g, g.model()), { kind: 'fused', runs: 3 });
+});
+
+test('an If that always takes one branch: gone where attention is, and else as it was', async (t) => {
+  const g = outer();
+  const always = g.op('Equal', [g.op('Size', [g.op('Shape', ['Q'])]), g.tensor('int64', [], [3])]);
+  const choose = (value: string, name: string) => {
+    const node = makeNode('If', [always], [name]);
+    for (const [branch, op] of [
+      ['then_branch', 'Identity'],
+      ['else_branch', 'Neg'],
+    ] as const)
+      node.attribute.push(
+        graphAttribute(
+          branch,
+          GraphProto.create({
+            name: branch,
+            node: [makeNode(op, [value], [`${name}_inner`])],
+            output: [ValueInfoProto.create({ name: `${name}_inner` })],
+          }),
+        ),
+      );
+    g.nodes.push(node);
+    return name;
+  };
+  const q = g.rearrange({ name: 'Q', dims: dims('b q hd') }, dims('b h q d')).name;
+  const k = g.rearrange({ name: 'K', dims: dims('b k hd') }, dims('b h d k')).name;
+  const v = g.rearrange({ name: 'V', dims: dims('b k he') }, dims('b h k e')).name;
+  const p = g.op('Softmax', [choose(g.op('MatMul', [q, k]), 'chosen_scores')], { axis: -1 });
+  g.output(g.op('MatMul', [p, v]));
+  g.output(choose('V', 'chosen_values'));
+  t.deepEqual(await judged(g, g.model()), { kind: 'fused', runs: 3 });
+  const model = g.model();
+  const before = encodeModel(model);
+  rewriteModel(model);
+  const left = model.graph!.node.filter((node) => node.op_type === 'If');
+  t.deepEqual(
+    left.map((node) => node.output),
+    [['chosen_values']],
+  );
+  const same = decodeModel(before).graph!.node.find((node) => node.output[0] === 'chosen_values')!;
+  t.deepEqual(NodeProto.encode(left[0]!).finish(), NodeProto.encode(same).finish());
 });

@@ -318,6 +318,18 @@ test('what cannot stand in the place of its call stays, with the reason', (t) =>
   );
 });
 
+test('an operator that the model defines anew is the one that ONNX Runtime has', async (t) => {
+  const own = FunctionProto.create({
+    ...define({ name: 'Softmax', input: ['x'], output: ['y'], node: [makeNode('Neg', ['x'], ['y'])] }),
+    domain: '',
+  });
+  const g = new Calls([own]);
+  const k = g.graph.op('Transpose', [g.heads('K')], { perm: [0, 1, 3, 2] });
+  const p = g.graph.op('Softmax', [g.graph.op('MatMul', [g.heads('Q'), k])], { axis: -1 });
+  g.graph.output(g.graph.op('MatMul', [p, g.heads('V')]));
+  t.is((await g.fused()).outcome, 'fused');
+});
+
 test('functions made to be hostile end in one typed error or a refusal', (t) => {
   const chain = (length: number, calls: number) =>
     Array.from({ length }, (_, i) =>

@@ -1,7 +1,7 @@
 import { basename } from 'node:path';
 import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
 import type { SiteReport } from '../../graph-rewrite/report.js';
-import { rewriteModel } from '../../graph-rewrite/rewrite.js';
+import { rewriteModel, withoutCalls } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
 import { scoreMemory } from '../scores.js';
 import { groupAlike, printSites } from '../sites.js';
@@ -21,7 +21,7 @@ export async function inspect(output: Output, input: string, options: InspectCom
   const sites = report.sites.map((site) => ({ ...site, scores: scoreMemory(site, options) }));
   if (options.svg !== undefined) {
     const { drawSites } = await import('../draw.js');
-    const picture = drawSites(basename(input), readModelFile(input), model, report.sites);
+    const picture = drawSites(basename(input), withoutCalls(readModelFile(input)), model, report.sites);
     await writeWholeFile(options.svg, [new TextEncoder().encode(picture)]);
   }
   output.document({ input, batch: options.batch, ...report, sites });

@@ -12,7 +12,7 @@ import { subgraphs } from '../onnx/walk.js';
 import { isContribAttention } from '../op/contrib.js';
 import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP } from '../op/definition.js';
 import { isStandardAttention } from '../op/standard.js';
-import { meansTheSame } from './operator-versions.js';
+import { mayBeOperator, meansTheSame } from './operator-versions.js';
 
 /** Nodes that calls may become in all: some fifty times the largest language models' layers. */
 const MOST_NODES = 200_000;
@@ -71,6 +71,7 @@ export class CallTable {
   obstacle(call: NodeProto, f: FunctionProto): string | undefined {
     const { depth, nodes } = this.#costOf(f);
     if (nodes === 0) return 'its body is empty';
+    if (mayBeOperator(normalDomain(f.domain), f.name ?? '')) return 'runtimes have an operator of that name';
     if (depth > DEEPEST) return `it nests functions more than ${DEEPEST} deep`;
     return this.#tooLarge ?? obstacleOfCall(call, f) ?? this.#obstacleOf(f);
   }

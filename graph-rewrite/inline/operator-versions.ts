@@ -97,3 +97,14 @@ export function meansTheSame(operator: string, a: number, b: number): boolean {
   const changes = CHANGES_OF.get(operator);
   return changes !== undefined && !changes.some((version) => version > lower && version <= upper);
 }
+
+/** Domains whose operators a runtime may have of its own. */
+const RUNTIME_DOMAINS = ['ai.onnx.ml', 'ai.onnx.training', 'ai.onnx.preview.training', 'com.microsoft'];
+
+/**
+ * Whether a runtime may have an operator of this name. ONNX Runtime 1.29 then takes its own, also where the model has a
+ * function of that name, which by the standard would come first.
+ */
+export function mayBeOperator(domain: string, name: string): boolean {
+  return domain === '' ? CHANGES_OF.has(name) : RUNTIME_DOMAINS.includes(domain);
+}
