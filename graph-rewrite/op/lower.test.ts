@@ -15,6 +15,7 @@ import type { Refusal } from '../report.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './definition.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './lower.js';
 import { flashAttentionNode } from './node.js';
+import { type ProblemInputs, resolveProblem } from './problem.js';
 import { isRefusal } from './site.js';
 
 const TOLERANCE = {
@@ -59,6 +60,20 @@ interface Family {
   readonly lower: Lower;
   readonly operator: string;
   readonly options: ProblemOptions;
+  /** Whether what is masked has the lowest number as its score, as exporters write it, and not −∞. */
+  readonly isFilled?: boolean;
+}
+
+const LOWEST = -3.4028234663852886e38;
+
+/** The problem with the lowest number in place of every −∞. */
+function filled(drawn: TestProblem): TestProblem {
+  const attributes = { ...drawn.attributes, maskedValue: LOWEST };
+  const mask = drawn.tensors.attn_mask;
+  const data = mask?.data instanceof Float32Array ? mask.data.map((x) => Math.max(x, LOWEST)) : mask?.data;
+  const tensors = mask && data ? { ...drawn.tensors, attn_mask: { ...mask, data } } : drawn.tensors;
+  const problem = resolveProblem(attributes, tensors as unknown as ProblemInputs);
+  return { attributes, tensors, problem, variant: { ...drawn.variant, attributes } };
 }
 
 const none = {
@@ -138,6 +153,33 @@ const FAMILIES: readonly Family[] = [
     options: { ...onnx, features: { ...none, self: true, causal: false, mask: true, finite: false } },
   },
   {
+    name: 'Attention with a mask of the lowest number',
+    lower: lowerToOnnx,
+    operator: 'Attention',
+    options: { ...onnx, features: { ...none, mask: true, causal: false } },
+    isFilled: true,
+  },
+  {
+    name: 'Attention with causality and a mask of the lowest number',
+    lower: lowerToOnnx,
+    operator: 'Attention',
+    options: {
+      ...onnx,
+      features: { known: true, lengths: false, period: false, sink: false, slices: false, mask: true, causal: true },
+    },
+    isFilled: true,
+  },
+  {
+    name: 'Attention with windows of the lowest number',
+    lower: lowerToOnnx,
+    operator: 'Attention',
+    options: {
+      ...onnx,
+      features: { known: true, lengths: false, period: false, sink: false, slices: false, windows: true },
+    },
+    isFilled: true,
+  },
+  {
     name: 'Attention of opset 24 with lengths',
     lower: lowerToOnnx,
     operator: 'Attention',
@@ -148,12 +190,13 @@ const FAMILIES: readonly Family[] = [
 /** Refusals that a drawn problem may meet by chance; any other is a failure. */
 const CHANCE = [/negative scale/, /shorter than the keys/];
 
-for (const { name, lower, operator, options } of FAMILIES) {
+for (const { name, lower, operator, options, isFilled } of FAMILIES) {
   test.serial(`lowered to ${name}, ONNX Runtime computes what the reference does`, async (t) => {
     let ran = 0;
     await fc.assert(
       fc.asyncProperty(fc.gen(), async (pick) => {
-        const drawn = drawProblem(pick, options);
+        const plainly = drawProblem(pick, options);
+        const drawn = isFilled ? filled(plainly) : plainly;
         const result = await runLowered(drawn, lower).catch((error: Error) => ({
           found: error.message,
           operators: [],

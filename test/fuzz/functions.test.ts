@@ -33,7 +33,8 @@ test(`${COUNT} random graphs in functions: fused or refused as without them`, as
     const model = decodeModel(encodeModel(whole.model));
     outline(model, new Choices(cut), pieces);
     const [first, second] = [await judge(whole), await judge({ ...whole, model })];
-    if (second.kind === 'wrong' || second.kind === 'invalid' || first.kind !== second.kind)
+    // What is wrong with the whole as well is for fuzz.test.ts to say.
+    if (first.kind !== second.kind)
       throw new Error(`${JSON.stringify(first)} whole, ${JSON.stringify(second)} in functions [${whole.oddities}]`);
     if (second.kind === 'fused') fused++;
   });
