@@ -31,6 +31,16 @@ export interface MaskingInputs {
   /** The past keys, (B, H, past keys, D), where there are any. */
   readonly pastKey: string | undefined;
   readonly hasLengths: boolean;
+  /** The queries that the scores are of, where these are not all; `queryCount` counts all. */
+  readonly block?: QueryBlock | undefined;
+}
+
+/** Consecutive queries: from `start` to `start + size`, vectors of one int64, or up to the last query. */
+export interface QueryBlock {
+  readonly start: string;
+  readonly size: string;
+  /** The indices of the block's queries. */
+  readonly indices: () => string;
 }
 
 export interface Masked {
@@ -144,7 +154,7 @@ function fullMask(
 ): { tensor: Broadcast; keep: Broadcast | undefined } {
   const mask = inputs.mask!;
   const rank = Math.max(mask.rank, 1);
-  let name = 'attn_mask';
+  let name = inputs.block !== undefined && rank >= 2 ? maskOfBlock(e, rank, inputs.block) : 'attn_mask';
   let type: DataTypeName = 'bool';
   if (mask.kind === 'additive') {
     type = floatTypeName(inputs.scoreType);
@@ -171,6 +181,14 @@ function fullMask(
   const covered = e.op('Sub', [total, missing]);
   const keys = e.countTo(inputs.keyCount(), 'key_positions');
   return { tensor, keep: { name: e.op('Less', [keys, covered], { label: 'covered' }), rank: 1 } };
+}
+
+/** The mask's rows for a block of queries; all of it where it has one row for every query. */
+function maskOfBlock(e: NodeEmitter, rank: number, { start, size }: QueryBlock): string {
+  const rows = e.sizes('attn_mask', rank - 2, rank - 1, 'mask_rows');
+  const hasRows = e.cast(e.op('Not', [e.op('Equal', [rows, e.ints([1])])]), DataType.INT64);
+  const first = e.op('Mul', [start, hasRows]);
+  return e.sliceAt('attn_mask', rank - 2, first, e.op('Add', [first, size]), 'mask_block');
 }
 
 export interface Positions {
@@ -228,7 +246,7 @@ export function positionMask(e: NodeEmitter, inputs: MaskingInputs): Positions {
 /** Positions of the queries among the keys: (queries, 1), or (B, 1, queries, 1) where they differ by batch. */
 function queryPositions(e: NodeEmitter, inputs: MaskingInputs, lengths: string | undefined): Broadcast {
   const queries = inputs.queryCount();
-  const column = e.unsqueeze(e.countTo(queries, 'query_positions'), [1]);
+  const column = e.unsqueeze(inputs.block?.indices() ?? e.countTo(queries, 'query_positions'), [1]);
   const moved = (offset: string, rank: number) => ({
     name: e.op('Add', [column, offset], { label: 'positions' }),
     rank,

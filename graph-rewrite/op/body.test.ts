@@ -12,7 +12,7 @@ import {
 } from '../../test/attention-problems.js';
 import { OrtFlashError } from '../errors.js';
 import { DataType } from '../onnx/proto.js';
-import { type FunctionVariant, functionFor, overloadName } from './body.js';
+import { BLOCKWISE_OPSET, type FunctionVariant, functionFor, overloadName } from './body.js';
 import { DEFAULT_ATTRIBUTES } from './definition.js';
 import { flashAttentionNode } from './node.js';
 import { resolveProblem } from './problem.js';
@@ -75,6 +75,25 @@ for (const opset of OPSETS) {
       t.pass();
     });
   }
+}
+
+for (const opset of OPSETS.filter((version) => version >= BLOCKWISE_OPSET)) {
+  test.serial(`bodies in opset ${opset} compute the same a block of queries at a time`, async (t) => {
+    await fc.assert(
+      fc.asyncProperty(fc.gen(), fc.boolean(), fc.integer({ min: 1, max: 200 }), async (pick, dynamic, blockScores) => {
+        const drawn = drawProblem(pick, { opset, type: 'float32' });
+        let found: string | undefined;
+        try {
+          found = await runBody({ ...drawn, variant: { ...drawn.variant, blockScores } }, dynamic);
+        } catch (error) {
+          found = (error as Error).message;
+        }
+        if (found !== undefined) throw new Error(`${found}\n${describeProblem(drawn)} blockScores ${blockScores}`);
+      }),
+      { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 25), includeErrorInReport: true },
+    );
+    t.pass();
+  });
 }
 
 const plain: FunctionVariant = {
@@ -155,6 +174,8 @@ test('equal variants have one name, and different ones have different names', (t
     { ...plain, mask: { ...mask, kind: 'additive' } },
     { ...plain, hasPast: true },
     { ...plain, hasSink: true },
+    { ...plain, blockScores: 4096 },
+    { ...plain, blockScores: 8192 },
     { ...plain, hasLengths: true },
     { ...plain, elementType: DataType.FLOAT16 },
     { ...plain, known: {} },
@@ -170,6 +191,7 @@ test('what an opset or a variant cannot say is refused', (t) => {
   refuse({ ...plain, opset: 6 }, 'unsupported', /opset 6/);
   refuse({ ...plain, opset: 8, attributes: { ...plain.attributes, isCausal: true } }, 'unsupported', /causality/);
   refuse({ ...plain, opset: 7, hasSink: true }, 'unsupported', /sink/);
+  refuse({ ...plain, opset: 12, blockScores: 4096 }, 'unsupported', /Loop/);
   refuse({ ...plain, elementType: DataType.INT64 }, 'invalid-argument', /int64/);
   const slice = { ...plain.attributes, ...layouts('BS(HD@0/768)'), outputLayout: 'BS(HD)' };
   refuse({ ...plain, attributes: slice, known: {} }, 'invalid-argument', /head dimension/);

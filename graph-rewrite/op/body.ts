@@ -8,8 +8,9 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { DataType, FunctionProto, OperatorSetIdProto } from '../onnx/proto.js';
+import { emitBlocks, type Operands } from './body-blocks.js';
 import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
-import { applyMasks, describeMaskVariant, type MaskVariant } from './body-mask.js';
+import { applyMasks, describeMaskVariant, type MaskVariant, type QueryBlock } from './body-mask.js';
 import {
   DEFAULT_ATTRIBUTES,
   FLASH_ATTENTION_ATTRIBUTES,
@@ -20,7 +21,7 @@ import {
   type FlashAttentionInput,
 } from './definition.js';
 import { floatTypeName, NodeEmitter, once, widerFloat } from './emit.js';
-import { type Axis, parseLayout } from './layout.js';
+import { type Axis, type Layout, parseLayout } from './layout.js';
 import { sameAttribute, writeAttributes } from './node.js';
 
 export type { MaskVariant } from './body-mask.js';
@@ -38,6 +39,11 @@ export interface FunctionVariant {
   /** Whether nonpad_kv_seqlen is given. */
   readonly hasLengths?: boolean;
   readonly hasSink?: boolean;
+  /**
+   * How many scores may be in memory at a time, batch and heads counted: queries are then taken a block at a time
+   * (body-blocks.ts), one at least. Needs opset 13. Not given, all scores are.
+   */
+  readonly blockScores?: number;
   /** Sizes that are the same in every run, where the caller knows them: the body then need not compute them. */
   readonly known?: {
     readonly queryHeads?: number;
@@ -46,6 +52,9 @@ export interface FunctionVariant {
     readonly valueDimension?: number;
   };
 }
+
+/** The opset from which a body can take queries in blocks: a Loop carries sequences. */
+export const BLOCKWISE_OPSET = 13;
 
 /** The IR version from which functions of one name are told apart by `overload`. */
 export const OVERLOAD_IR_VERSION = 10;
@@ -72,6 +81,7 @@ export function overloadName(variant: FunctionVariant): string {
   if (variant.hasPast) parts.push('past');
   if (variant.hasLengths) parts.push('lengths');
   if (variant.hasSink) parts.push('sink');
+  if (variant.blockScores !== undefined) parts.push(`blocks=${variant.blockScores}`);
   const sizes = [known?.queryHeads, known?.keyHeads, known?.headDimension, known?.valueDimension];
   if (sizes.some((size) => size !== undefined)) parts.push(`sizes=${sizes.map((size) => size ?? '?').join(',')}`);
   return parts.join(' ');
@@ -115,7 +125,7 @@ function functionInputs(variant: FunctionVariant): FlashAttentionInput[] {
   return FLASH_ATTENTION_INPUTS.slice(0, FLASH_ATTENTION_INPUTS.findLastIndex((input) => has[input]) + 1);
 }
 
-function checkVariant({ attributes, opset, hasSink, mask }: FunctionVariant): void {
+function checkVariant({ attributes, opset, hasSink, mask, blockScores }: FunctionVariant): void {
   const { maskedValue, softcap, maskPeriod } = attributes;
   const need = (holds: boolean, what: string) => {
     if (!holds) throw new OrtFlashError('invalid-argument', `FlashAttention: ${what}`);
@@ -126,6 +136,8 @@ function checkVariant({ attributes, opset, hasSink, mask }: FunctionVariant): vo
   need(mask === undefined || (mask.rank >= 0 && mask.rank <= 4), `the mask has rank ${mask?.rank}, 4 is the most`);
   const hint = 'convert the model to opset 9 or later';
   if (opset < 7) throw new OrtFlashError('unsupported', `opset ${opset}: operators do not broadcast`, {}, hint);
+  if (opset < BLOCKWISE_OPSET && blockScores !== undefined)
+    throw new OrtFlashError('unsupported', `opset ${opset}: no Loop carries a sequence`, {}, 'convert it to opset 13');
   if (opset < 8 && hasSink) throw new OrtFlashError('unsupported', 'a sink in opset 7, which has no Expand', {}, hint);
 }
 
@@ -148,24 +160,52 @@ function knownSizes({ attributes, known = {} }: FunctionVariant) {
 }
 
 function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
-  const { attributes, elementType, mask, hasPast = false, hasLengths = false, hasSink = false } = variant;
+  const { attributes } = variant;
   const sizes = knownSizes(variant);
-  const { query, key, value } = readTensors(e, variant, sizes);
-  const keyTransposed = hasPast ? e.transpose(key, [0, 1, 3, 2], 'key_transposed') : key;
-
+  const tensors = readTensors(e, variant, sizes);
+  const keyTransposed = variant.hasPast ? e.transpose(tensors.key, [0, 1, 3, 2], 'key_transposed') : tensors.key;
   const isGrouped =
     sizes.queryHeads === undefined || sizes.keyHeads === undefined || sizes.queryHeads !== sizes.keyHeads;
-  const heads = {
-    query: sizes.queryHeads ?? (isGrouped ? e.sizes(query, 1, 2, 'query_heads') : 0),
-    key: sizes.keyHeads ?? (isGrouped ? e.sizes(keyTransposed, 1, 2, 'key_heads') : 0),
+  const operands: Operands = {
+    query: tensors.query,
+    key: keyTransposed,
+    value: tensors.value,
+    heads: isGrouped
+      ? {
+          query: sizes.queryHeads ?? e.sizes(tensors.query, 1, 2, 'query_heads'),
+          key: sizes.keyHeads ?? e.sizes(keyTransposed, 1, 2, 'key_heads'),
+        }
+      : undefined,
+    queryCount: once(() => e.size(tensors.query, 2, 'query_count')),
+    keyCount: once(() => e.size(keyTransposed, 3, 'key_count')),
   };
+  const layout = parseLayout(attributes.outputLayout);
+  if (variant.blockScores === undefined) {
+    finish(e, toLayout(e, attend(e, variant, operands), layout, sizes.output));
+    return;
+  }
+  const order: readonly Axis[] = isSequenceFirst(layout) ? ['B', 'S', 'H', 'D'] : ['B', 'H', 'S', 'D'];
+  const output = emitBlocks(e, { ...variant, blockScores: variant.blockScores }, operands, order, attend);
+  finish(e, toLayout(e, output, layout, sizes.output, order));
+}
+
+/** Whether a layout has the sequence before the heads. */
+function isSequenceFirst(layout: Layout): boolean {
+  const axes = layout.flatMap((d) => d.factors);
+  return axes.includes('H') && axes.indexOf('S') < axes.indexOf('H');
+}
+
+/** The attention of query (B, H, S, D): (B, H, S, Dv). */
+function attend(e: NodeEmitter, variant: FunctionVariant, operands: Operands, block?: QueryBlock): string {
+  const { attributes, elementType, mask, hasPast = false, hasLengths = false, hasSink = false } = variant;
+  const { query, key, value, heads } = operands;
   // Query heads of one key head become rows of one matrix, so that keys and values are never repeated.
-  const group = (x: string) => (isGrouped ? e.reshape(x, [0, heads.key, -1, 0], 'grouped') : x);
-  const ungroup = (x: string) => (isGrouped ? e.reshape(x, [0, heads.query, -1, 0], 'ungrouped') : x);
+  const group = (x: string) => (heads ? e.reshape(x, [0, heads.key, -1, 0], 'grouped') : x);
+  const ungroup = (x: string) => (heads ? e.reshape(x, [0, heads.query, -1, 0], 'ungrouped') : x);
 
   const scaling = splitScale(e, variant, query);
   const scoreType = widerFloat(elementType, attributes.softmaxPrecision);
-  let scores = e.op('MatMul', [group(scaling.query), keyTransposed], { label: 'scores' });
+  let scores = e.op('MatMul', [group(scaling.query), key], { label: 'scores' });
   if (scoreType !== elementType) scores = e.cast(scores, scoreType, 'scores_cast');
   scores = applyScale(e, scores, scaling.rest, attributes.softcap, scoreType);
 
@@ -177,21 +217,22 @@ function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
     hasLengths;
   const isUngrouped = masking || hasSink;
   if (isUngrouped) scores = ungroup(scores);
+  const { queryCount, keyCount } = operands;
   const masked = applyMasks(e, scores, {
     attributes,
-    queryCount: once(() => e.size(query, 2, 'query_count')),
-    keyCount: once(() => e.size(keyTransposed, 3, 'key_count')),
+    queryCount,
+    keyCount,
     scoreType,
     elementType,
     mask,
     pastKey: hasPast ? 'past_key' : undefined,
     hasLengths,
+    block,
   });
   let weights = hasSink ? softmaxWithSink(e, masked.scores, elementType, scoreType) : e.softmax(masked.scores, 4);
   if (scoreType !== elementType) weights = e.cast(weights, elementType, 'weights');
   if (isUngrouped) weights = group(weights);
-  const output = masked.zeroEmptyRows(ungroup(e.op('MatMul', [weights, value], { label: 'output' })));
-  finish(e, toLayout(e, output, parseLayout(attributes.outputLayout), sizes.output));
+  return masked.zeroEmptyRows(ungroup(e.op('MatMul', [weights, value], { label: 'output' })));
 }
 
 /** Names the last value Y. */

@@ -2,11 +2,17 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { type DataTypeName, dataTypeInfo, dataTypeOf } from '../onnx/data-type.js';
-import { AttributeProto, AttributeType, DataType, NodeProto, TensorProto } from '../onnx/proto.js';
+import { AttributeProto, AttributeType, DataType, GraphProto, NodeProto, TensorProto } from '../onnx/proto.js';
 import { makeTensor } from '../onnx/tensor.js';
 
-/** An integer, integers, a string, a tensor, or, told apart from an integer, a float. */
-export type AttributeValue = number | readonly number[] | string | TensorProto | { readonly float: number };
+/** An integer, integers, a string, a tensor, a graph, or, told apart from an integer, a float. */
+export type AttributeValue =
+  | number
+  | readonly number[]
+  | string
+  | TensorProto
+  | GraphProto
+  | { readonly float: number };
 
 /** A size: a number, or the name of an int64 tensor of one element. */
 export type Size = number | string;
@@ -19,6 +25,7 @@ export function makeAttribute(name: string, value: AttributeValue): AttributePro
     return AttributeProto.create({ name, type: AttributeType.STRING, s: new TextEncoder().encode(value) });
   }
   if (value instanceof TensorProto) return AttributeProto.create({ name, type: AttributeType.TENSOR, t: value });
+  if (value instanceof GraphProto) return AttributeProto.create({ name, type: AttributeType.GRAPH, g: value });
   if ('float' in value) return AttributeProto.create({ name, type: AttributeType.FLOAT, f: value.float });
   const ints = (value as readonly number[]).map((i) => Long.fromNumber(i));
   return AttributeProto.create({ name, type: AttributeType.INTS, ints });
@@ -157,6 +164,11 @@ export class NodeEmitter {
       );
     }
     return this.op('Slice', [x], { attributes: { axes: [axis], starts: [start], ends: [end] }, ...named });
+  }
+
+  /** Elements of one axis, from and up to what vectors of one int64 say; needs opset 10. An end past the axis is its end. */
+  sliceAt(x: string, axis: number, start: string, end: string, label: string): string {
+    return this.op('Slice', [x, start, end, this.ints([axis])], { label });
   }
 
   /** Sizes of the axes from start to end, not counting end, as a vector. */
