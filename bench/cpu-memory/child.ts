@@ -1,0 +1,64 @@
+/** Measures one model in a process of its own: `node child.js MODEL WAY FORM SIZES`. */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { InferenceSession as OrtSession, Tensor } from 'onnxruntime-node';
+import type { Measured } from '../cpu-memory.js';
+import { FORMS, inputsOf, type Sizes } from './forms.js';
+
+const [, , file = '', way = '', name = '', sizes = '{}'] = process.argv;
+const RUNS = 4;
+
+/** Numbers that are alike everywhere, in −1 to 1. */
+function fill(length: number, seed: number): Float32Array {
+  let state = seed;
+  return Float32Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state / 2 ** 31 - 1;
+  });
+}
+
+function feeds(): Record<string, Tensor> {
+  const form = FORMS.find((candidate) => candidate.name === name)!;
+  const inputs = Object.entries(inputsOf(form, JSON.parse(sizes) as Sizes));
+  const tensors = inputs.map(([input, { type, shape }], i) => {
+    const length = shape.reduce((product, size) => product * size, 1);
+    if (type === 'float32') return [input, new Tensor(type, fill(length, i + 1), shape)] as const;
+    // Three keys of four are seen, and every query sees one.
+    return [
+      input,
+      new Tensor(
+        'bool',
+        Uint8Array.from({ length }, (_, at) => (at % 4 === 3 ? 0 : 1)),
+        shape,
+      ),
+    ] as const;
+  });
+  return Object.fromEntries(tensors);
+}
+
+/** The peak of resident memory from now on (Linux, proc(5): clear_refs 5, VmHWM), in bytes. */
+function watchPeak(): () => number {
+  writeFileSync('/proc/self/clear_refs', '5');
+  return () => Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) * 1024;
+}
+
+const Session = way === 'session' ? (await import('../../kernels-cuda/index.js')).InferenceSession : OrtSession;
+const session = await Session.create(file);
+const inputs = feeds();
+globalThis.gc?.();
+const before = process.memoryUsage.rss();
+const peak = watchPeak();
+const times: number[] = [];
+let peakBytes = 0;
+let checksum = 0;
+for (let run = 0; run < RUNS; run++) {
+  const start = performance.now();
+  const { Y } = await session.run(inputs);
+  if (run > 0) times.push(performance.now() - start);
+  else {
+    peakBytes = peak() - before;
+    checksum = (Y!.data as Float32Array).reduce((sum, value) => sum + Math.abs(value), 0);
+  }
+}
+const milliseconds = times.sort((a, b) => a - b)[Math.floor(times.length / 2)]!;
+process.stdout.write(JSON.stringify({ peakBytes, milliseconds, checksum } satisfies Measured));
+process.exit(0);
