@@ -1,8 +1,9 @@
 import Long from 'long';
 import { OrtFlashError } from './errors.js';
-import { dropUnusedFunctions } from './functions.js';
+import { dropUnusedFunctions, FunctionTable } from './functions.js';
 import { Model, type Node } from './graph/graph.js';
 import { DataType, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
+import { BLOCKWISE_OPSET } from './op/body.js';
 import { parseLayout } from './op/layout.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
@@ -17,9 +18,13 @@ export type LoweringTarget = 'ort' | 'onnx';
 
 const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 };
 
+/** Scores that a function body for ONNX Runtime holds at a time: 16 MiB of float32. */
+const BLOCK_SCORES = 2 ** 22;
+
 /**
  * Replaces the `FlashAttention` nodes of a rewritten model by operators that a runtime without our kernels has, where
- * these compute the same. A node that they cannot express stays, with its function body. The model is edited in place.
+ * these compute the same. A node that they cannot express stays, with its function body; for ONNX Runtime that body
+ * then takes the queries a block at a time, if the model's opset can say so. The model is edited in place.
  */
 export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSite[] {
   const model = new Model(proto);
@@ -27,13 +32,18 @@ export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSi
   const kept = new Set<string>();
   const sites: LoweredSite[] = [];
   const domains = new Set<string>();
+  const functions = new FunctionTable();
   for (const graph of model.graphs()) {
     for (const node of [...graph.nodes].filter((n) => isFlashAttention(n.proto))) {
       const place = { node: node.label, output: node.proto.output[0]! };
-      const lowered = lower(node, target, inference);
-      if (isRefusal(lowered)) {
+      const { lowered, facts } = lower(node, target, inference);
+      const canTakeBlocks = target === 'ort' && facts !== undefined && mayTakeBlocks(facts);
+      const inBlocks = canTakeBlocks && (isRefusal(lowered) || isWorthBlocks(lowered, facts));
+      if (inBlocks) takeInBlocks(node, facts, functions);
+      if (inBlocks || isRefusal(lowered)) {
+        const refusal = isRefusal(lowered) ? lowered : { reason: lowered.holdsScores! };
         kept.add(node.proto.overload ?? '');
-        sites.push({ ...place, operator: 'FlashAttention', refusal: lowered });
+        sites.push({ ...place, operator: 'FlashAttention', refusal, ...(inBlocks ? { inBlocks } : {}) });
         continue;
       }
       for (const domain of lowered.domains) domains.add(domain);
@@ -45,15 +55,43 @@ export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSi
   model.graph.commit();
   for (const domain of domains) importDomain(proto, domain);
   dropUnusedFunctions(proto, kept);
+  functions.install(proto);
   return sites;
 }
 
-function lower(node: Node, target: LoweringTarget, inference: Inference): Lowered | Refusal {
+function mayTakeBlocks({ opset, provider }: LoweringFacts): boolean {
+  // A Loop on a GPU waits for the CPU in each turn.
+  return opset >= BLOCKWISE_OPSET && provider !== 'cuda';
+}
+
+/** Whether all scores are many: not those of a decoder's one query, after a past that the operator does not copy. */
+function isWorthBlocks({ holdsScores }: Lowered, { hasPast, queries }: LoweringFacts): boolean {
+  return holdsScores !== undefined && hasPast !== true && queries !== 1;
+}
+
+/** Gives the node a body that holds few scores at a time. */
+function takeInBlocks(node: Node, facts: LoweringFacts, functions: FunctionTable): void {
+  const { elementType, opset, mask, hasPast, hasLengths, hasSink, known } = facts;
+  const attributes = readAttributes(node.proto);
+  const given = defined({ mask, hasPast, hasLengths, hasSink, known });
+  node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blockScores: BLOCK_SCORES });
+}
+
+function defined<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(given) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+function lower(
+  node: Node,
+  target: LoweringTarget,
+  inference: Inference,
+): { readonly lowered: Lowered | Refusal; readonly facts?: LoweringFacts } {
   try {
     const facts = factsOf(node, inference);
-    return target === 'ort' ? lowerToOrt(node.proto, facts) : lowerToOnnx(node.proto, facts);
+    return { facts, lowered: target === 'ort' ? lowerToOrt(node.proto, facts) : lowerToOnnx(node.proto, facts) };
   } catch (error) {
-    if (error instanceof OrtFlashError) return { reason: error.message };
+    if (error instanceof OrtFlashError) return { lowered: { reason: error.message } };
     throw error;
   }
 }

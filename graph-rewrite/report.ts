@@ -58,6 +58,8 @@ export interface LoweredSite {
   readonly operator: string;
   /** Why it stayed. */
   readonly refusal?: Refusal;
+  /** Whether its body takes queries a block at a time, so that memory grows with the sequence, not with its square. */
+  readonly inBlocks?: boolean;
 }
 
 /** Data movement that is no arithmetic: Transpose, Expand, Concat, Split and the like. */

@@ -67,11 +67,12 @@ async function rewrite(
   if (bytes === undefined) return undefined;
   const proto = decodeModel(bytes, file);
   const before = countAttentions(proto);
-  rewriteModel(proto, { target });
+  const { lowered = [] } = rewriteModel(proto, { target });
   const after = countAttentions(proto);
+  const inBlocks = lowered.filter((site) => site.inBlocks).length;
   const fused = [...after].filter(([operator, count]) => {
-    if (target === 'ort' && operator === FLASH_ATTENTION_OP) return false;
-    return count > (before.get(operator) ?? 0) || operator === FLASH_ATTENTION_OP;
+    if (operator === FLASH_ATTENTION_OP) return target === 'flash' || inBlocks > 0;
+    return count > (before.get(operator) ?? 0);
   });
   if (fused.length === 0) return undefined;
   const external = hasExternalData(proto);
@@ -79,7 +80,7 @@ async function rewrite(
     throw new OrtFlashError('unsupported', 'rewriting a model with external data needs the addon');
   const configEntries: Record<string, string> = {};
   if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
-  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, target) };
+  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, target, inBlocks) };
 }
 
 function hasExternalData(proto: ModelProto): boolean {
@@ -105,11 +106,20 @@ async function readModel(file: string): Promise<Uint8Array | undefined> {
   return readFile(file).catch(() => undefined);
 }
 
-/** `12 attentions by MultiHeadAttention, 1 by its function body`. */
-function describeAttentions(counts: ReadonlyMap<string, number>, target: AttentionTarget): string {
-  const ways = Array.from(counts, ([operator, count]) => {
-    const own = target === 'flash' ? 'our kernels' : `${count === 1 ? 'its' : 'their'} function body`;
-    return `${count} attention${count === 1 ? '' : 's'} by ${operator === FLASH_ATTENTION_OP ? own : operator}`;
+/** `12 attentions by MultiHeadAttention, 1 a block of queries at a time`. */
+function describeAttentions(counts: ReadonlyMap<string, number>, target: AttentionTarget, inBlocks: number): string {
+  const ways = Array.from(counts, ([operator, count]): [number, string][] => {
+    if (operator !== FLASH_ATTENTION_OP) return [[count, `by ${operator}`]];
+    if (target === 'flash') return [[count, 'by our kernels']];
+    const whole = count - inBlocks;
+    return [
+      [inBlocks, 'a block of queries at a time'],
+      [whole, `by ${whole === 1 ? 'its' : 'their'} function body`],
+    ];
   });
-  return ways.join(', ');
+  return ways
+    .flat()
+    .filter(([count]) => count > 0)
+    .map(([count, way]) => `${count} attention${count === 1 ? '' : 's'} ${way}`)
+    .join(', ');
 }

@@ -30,6 +30,8 @@ export interface Lowered {
   readonly nodes: readonly NodeProto[];
   /** Operator sets that the nodes need beside ai.onnx. */
   readonly domains: readonly string[];
+  /** Set where ONNX Runtime's CPU provider holds all scores of the operator at a time, and why. */
+  readonly holdsScores?: string;
 }
 
 const MICROSOFT = 'com.microsoft';
@@ -64,8 +66,8 @@ function readSite(node: NodeProto, facts: LoweringFacts): Site {
  * `GroupQueryAttention`.
  *
  * On the CPU provider of ONNX Runtime 1.29 these take memory linear in the sequence only in part: MultiHeadAttention
- * without mask, past and causality and with keys and values of rank 3; GroupQueryAttention without softcap. Every
- * other form holds the scores once.
+ * without mask, past and causality and with keys and values of rank 3; GroupQueryAttention of float32 without softcap
+ * and sink. Every other form holds the scores once, which the result says.
  */
 export function lowerToOrt(node: NodeProto, facts: LoweringFacts): Lowered | Refusal {
   const site = readSite(node, facts);
@@ -121,7 +123,12 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
       },
     },
   );
-  return finish(site, result, sizes.output, [MICROSOFT]);
+  const why = [facts.mask && 'a mask', attributes.isCausal && 'causality', facts.hasPast && 'a past'].find((w) => w);
+  return withScores(finish(site, result, sizes.output, [MICROSOFT]), 'MultiHeadAttention', why);
+}
+
+function withScores(lowered: Lowered, operator: string, why: string | false | undefined): Lowered {
+  return why ? { ...lowered, holdsScores: `${operator} with ${why} holds all scores at a time` } : lowered;
 }
 
 /** GroupQueryAttention is always causal, and writes the present keys and values that it is asked for or not. */
@@ -169,7 +176,12 @@ function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lo
       },
     },
   );
-  return finish(site, result, sizes.output, [MICROSOFT]);
+  const why = [
+    attributes.softcap > 0 && 'softcap',
+    facts.hasSink && 'a sink',
+    facts.elementType !== DataType.FLOAT && 'elements of 16 bits',
+  ].find((w) => w);
+  return withScores(finish(site, result, sizes.output, [MICROSOFT]), 'GroupQueryAttention', why);
 }
 
 /** The standard's `Attention`, where the model's opset has it and means the same. */
