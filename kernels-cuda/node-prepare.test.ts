@@ -55,14 +55,37 @@ withAddon('rewritten models run on the CPU by fused operators, with PyTorch’s 
 withAddon('every model gives PyTorch’s outputs when it is fused as it is loaded', async (t) => {
   const models = allModels().filter(({ unrunnableOnCpu }) => unrunnableOnCpu !== true);
   let fused = 0;
+  let inBlocks = 0;
   for (const model of models) {
     const session = await InferenceSession.create(model.modelFile, { executionProviders: ['cpu'] });
     await checkOutputs(t, session, model);
     if (/by (MultiHead|GroupQuery)Attention/.test(session.explain().text)) fused++;
+    if (/a block of queries at a time/.test(session.explain().text)) inBlocks++;
     await session.release();
   }
-  t.log(`${models.length} models, ${fused} by fused operators`);
+  t.log(`${models.length} models, ${fused} by fused operators, ${inBlocks} a block of queries at a time`);
   t.true(fused >= 10);
+  t.true(inBlocks >= 10);
+});
+
+withAddon('a masked model takes its queries a block at a time, and is lowered once', async (t) => {
+  const model = bundledModel('bert-sdpa-dyn18');
+  const proto = decodeModel(new Uint8Array(readFileSync(model.modelFile)));
+  const { lowered } = rewriteModel(proto, { target: 'ort' });
+  t.deepEqual(
+    lowered?.map(({ operator, inBlocks }) => [operator, inBlocks]),
+    [
+      ['FlashAttention', true],
+      ['FlashAttention', true],
+    ],
+  );
+  const once = encodeModel(proto);
+  rewriteModel(proto, { target: 'ort' });
+  t.deepEqual(encodeModel(proto), once);
+  const session = await InferenceSession.create(once, { executionProviders: ['cpu'] });
+  t.regex(session.explain().text, /2 attentions a block of queries at a time/);
+  await checkOutputs(t, session, model);
+  await session.release();
 });
 
 test('flash says whether a model is fused', async (t) => {

@@ -76,7 +76,10 @@ function printLowered(output: Output, lowered: readonly LoweredSite[]): void {
   const operators = new Map<string, number>();
   for (const { operator } of lowered) operators.set(operator, (operators.get(operator) ?? 0) + 1);
   for (const [operator, sites] of operators) output.line(`${count(sites, 'site')} became ${operator}`);
-  for (const { node, refusal } of lowered) if (refusal) output.line(`  ${node} stayed: ${refusal.reason}`);
+  for (const { node, refusal, inBlocks } of lowered) {
+    const how = inBlocks ? ', a block of queries at a time' : '';
+    if (refusal) output.line(`  ${node} stayed${how}: ${refusal.reason}`);
+  }
 }
 
 function printWritten(output: Output, target: string, { bytes, dataFiles }: WriteReport): void {
