@@ -3,7 +3,7 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { DataType } from '../graph-rewrite/onnx/proto.js';
-import type { SiteReport } from '../graph-rewrite/report.js';
+import type { LoweredSite, SiteReport } from '../graph-rewrite/report.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { type AttentionFacts, cutModel } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
@@ -167,10 +167,12 @@ async function openLowered(
   reasons: readonly string[],
 ): Promise<OpenedWebSession> {
   const bytes = await loadFile(source);
-  const { model, sites } = readModel(bytes, source, options, 'ort');
-  const fused = sites.filter((site) => site.fused).length;
+  const { model, sites, lowered } = readModel(bytes, source, options, 'ort');
+  const fused = lowered.filter(({ operator }) => operator !== 'FlashAttention').length;
+  // A model that was rewritten before has no sites any more, but attentions to lower.
+  const total = lowered.length + sites.filter((site) => !site.fused).length;
   const { freeDimensionOverrides: _, ...rest } = options;
-  const note = `${fused} of ${sites.length} attention sites run as ONNX Runtime's own fused operators`;
+  const note = `${fused} of ${total} attention sites run as ONNX Runtime's own fused operators`;
   return openWhole(provider, fused > 0 ? encodeModel(model) : bytes, fused > 0 ? rest : options, sites, [
     ...reasons,
     note,
@@ -180,14 +182,16 @@ async function openLowered(
 interface ReadModel {
   readonly model: ModelProto;
   readonly sites: readonly SiteReport[];
+  /** Every attention, where another target was asked for. */
+  readonly lowered: readonly LoweredSite[];
 }
 
 /** Reads and rewrites a model; rewriting what is rewritten changes nothing. */
 function readModel(bytes: Uint8Array, source: Source, options: OrtTypes.SessionOptions, target?: 'ort'): ReadModel {
   const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
   fixDimensions(model, options.freeDimensionOverrides);
-  const { sites } = rewriteModel(model, target === undefined ? {} : { target });
-  return { model, sites };
+  const { sites, lowered = [] } = rewriteModel(model, target === undefined ? {} : { target });
+  return { model, sites, lowered };
 }
 
 async function openWhole(

@@ -34,8 +34,10 @@ export function table(
   rows: readonly (readonly (Node | string)[])[],
   options: TableOptions = {},
 ): HTMLElement {
-  const align = (column: number): Record<string, string> =>
-    options.right?.includes(column) ? { class: 'number' } : {};
+  const align = (column: number): Record<string, string> => {
+    if (options.right?.includes(column)) return { class: 'number' };
+    return options.oneLine ? { class: 'whole' } : {};
+  };
   const body = rows.map((row) =>
     element(
       'tr',

@@ -96,7 +96,13 @@ export function pictureSection({ pictures, picturesLeftOut }: OpenedModel): HTML
     const details = element('details', i === 0 ? { open: true } : {}, summaryLine);
     // Drawn when it is opened: a large model has many.
     const fill = () => {
-      if (details.childElementCount === 1) details.append(pictureOf(picture));
+      if (details.childElementCount > 1) return;
+      details.append(pictureOf(picture));
+      // A picture wider than the screen has its trunk in the middle.
+      requestAnimationFrame(() => {
+        for (const part of details.querySelectorAll('.scroll'))
+          part.scrollLeft = (part.scrollWidth - part.clientWidth) / 2;
+      });
     };
     if (i === 0) fill();
     details.addEventListener('toggle', fill);
@@ -128,13 +134,14 @@ function pictureOf({ detail, before, after, refusal }: SitePicture): HTMLElement
 /** Large pictures are made smaller, but never so that they cannot be read; the rest scrolls. */
 function scaled(svg: SVGElement): SVGElement {
   const [width, height] = ['width', 'height'].map((name) => Number(svg.getAttribute(name))) as [number, number];
-  const scale = Math.max(SMALLEST_SCALE, Math.min(1, 680 / height, 560 / width));
+  const scale = Math.max(SMALLEST_SCALE, Math.min(1, 680 / height));
   svg.setAttribute('width', String(Math.round(width * scale)));
   svg.setAttribute('height', String(Math.round(height * scale)));
+  svg.style.minWidth = `${Math.round(width * SMALLEST_SCALE)}px`;
   return svg;
 }
 
-const SMALLEST_SCALE = 0.8;
+const SMALLEST_SCALE = 0.75;
 
 export interface MemoryView {
   readonly section: HTMLElement;
@@ -170,8 +177,8 @@ export function memorySection(curve: MemoryCurve, limit: number | undefined): Me
   const legend = element(
     'ul',
     { class: 'legend' },
-    element('li', { class: 'scores' }, 'Scores, as exported: grow with the square of the length'),
-    element('li', { class: 'tensors' }, 'Queries, keys, values and results: all that FlashAttention reads and writes'),
+    element('li', { class: 'scores' }, 'Scores, as exported'),
+    element('li', { class: 'tensors' }, 'Queries, keys, values, results: all that FlashAttention touches'),
   );
   const made = section(
     'memory',

@@ -46,6 +46,7 @@ export class RunPanel {
   readonly #cancel = element('button', { type: 'button', class: 'button quiet' }, 'Cancel');
   readonly #progress = element('progress', { 'aria-label': 'Progress of the runs', max: 2, value: 0 });
   readonly #doing = element('p', { class: 'doing' });
+  #clock: ReturnType<typeof setInterval> | undefined;
   readonly #outcome = element('div', { class: 'outcome' });
   /** What a screen reader says once it is over: the table would be too much. */
   readonly #spoken = element('p', { class: 'hidden', role: 'status' });
@@ -53,7 +54,9 @@ export class RunPanel {
   constructor(options: RunOptions) {
     this.#options = options;
     const { model, gpu, size } = options;
-    this.#size.value = String(size ?? FIRST_SIZE[model.size]);
+    const first = size ?? FIRST_SIZE[model.size];
+    // A GPU in software takes minutes for what a real one does at once.
+    this.#size.value = String(gpu.isSoftware && model.size === 'tokens' ? Math.min(first, 32) : first);
     this.#cancel.hidden = true;
     this.#progress.hidden = true;
     this.#cancel.addEventListener('click', () => this.stop());
@@ -142,7 +145,14 @@ export class RunPanel {
   }
 
   #tell(text: string, done: number): void {
-    this.#doing.textContent = `${text}…`;
+    const since = performance.now();
+    const show = () => {
+      const seconds = Math.floor((performance.now() - since) / 1000);
+      this.#doing.textContent = seconds > 1 ? `${text}… ${seconds} s` : `${text}…`;
+    };
+    clearInterval(this.#clock);
+    this.#clock = setInterval(show, 1000);
+    show();
     this.#progress.value = done;
   }
 
@@ -152,7 +162,10 @@ export class RunPanel {
     this.#cancel.hidden = !busy;
     this.#progress.hidden = !busy;
     this.#size.disabled = busy;
-    if (!busy) this.#doing.textContent = '';
+    if (!busy) {
+      clearInterval(this.#clock);
+      this.#doing.textContent = '';
+    }
     // The button that had the focus is gone: the other one stands in its place.
     if (hadFocus) (busy ? this.#cancel : this.#start).focus();
   }
@@ -165,7 +178,7 @@ function median(times: readonly number[]): number {
 /** `2.3 times less`, or nothing where the two are about the same. */
 function ratio(before: number, after: number, less: string, more: string): string {
   const factor = before / after;
-  if (!Number.isFinite(factor) || factor <= 0 || (factor < 1.05 && factor > 0.95)) return 'about the same';
+  if (!Number.isFinite(factor) || factor <= 0 || (factor < 1.05 && factor > 0.95)) return 'about equal';
   return factor > 1 ? `${factor.toPrecision(2)} × ${less}` : `${(1 / factor).toPrecision(2)} × ${more}`;
 }
 
@@ -203,12 +216,12 @@ function outcomeView(
   const memory = device === 'webgpu' ? 'Peak GPU memory' : 'Peak memory';
   const rows: Row[] = [
     row('One run, median', (r) => median(r.runs), formatMilliseconds, ['faster', 'slower']),
-    row('Fastest run', (r) => Math.min(...r.runs), formatMilliseconds, ['faster', 'slower']),
     row(memory, (r) => r.peakBytes, formatBytes, ['less', 'more']),
+    row('Fastest run', (r) => Math.min(...r.runs), formatMilliseconds, ['faster', 'slower']),
     row('First run', (r) => r.first, formatMilliseconds, ['faster', 'slower']),
     row('Opening the model', (r) => r.opened, formatMilliseconds, ['faster', 'slower']),
   ];
-  const head = ['', 'As exported', 'Rewritten', 'Change'];
+  const head = ['', 'Exported', 'Rewritten', 'Change'];
   const parts: Node[] = [
     element('p', { class: 'note' }, `Sizes, by the model’s own names: ${sizes}.`),
     table('Both forms side by side', head, rows, { right: [1, 2, 3], rowHeads: true }),
