@@ -263,6 +263,8 @@ function whereMask(plan: Plan, t: Piece, c: Choices): Piece {
   const { graph: g } = plan;
   const fill = c.pick(Number.NEGATIVE_INFINITY, LOWEST, -1e9, -1e4, -10, 0);
   if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
+  // A lowest number that is added after it makes −∞ of it.
+  if (fill === LOWEST) plan.lowestMasks++;
   if (fill > -1e4) plan.oddities.push('fill that is no mask');
   const keep = keepMask(plan, c, t.dims).name;
   const constant = g.tensor(g.type, c.pick<number[]>([], [1]), [fill]);
