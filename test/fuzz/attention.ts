@@ -2,7 +2,7 @@
 import type { DataTypeName } from '../../graph-rewrite/onnx/data-type.js';
 import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
-import { Choices, type Dims, dims, FuzzGraph, type FuzzInput, type Piece } from './graph.js';
+import { Choices, type Dims, dims, FuzzGraph, type FuzzInput, type Piece, sameAxes } from './graph.js';
 import { maskScores, type ScoreState, scaleSomewhere } from './scores.js';
 import { normalise } from './softmax.js';
 
@@ -39,6 +39,8 @@ export interface Plan {
   isCoarse: boolean;
   /** Masks that add the lowest number of the type. */
   lowestMasks: number;
+  /** Masks that put a number in place of scores. */
+  readonly selections: { readonly condition: string; readonly inverted: boolean; readonly dims: Dims }[];
 }
 
 export function buildAttention(spec: Spec): FuzzModel {
@@ -85,6 +87,7 @@ export function buildAttention(spec: Spec): FuzzModel {
     mayEmptyRows: false,
     isCoarse: false,
     lowestMasks: 0,
+    selections: [],
   };
   if (sizes.get('k') === 1) plan.oddities.push('a single key');
   if (ownNames) plan.oddities.push('dimensions without common names');
@@ -124,6 +127,7 @@ function emit(plan: Plan, spec: Spec): void {
   if (kc.rarely(12)) g.output(key.name);
   let scores = contract(plan, first.operator, query, key, first.scores, sc);
   scores = scaleSomewhere(plan, scores, sc, 2);
+  if (sc.rarely(12)) attendBack(plan, scores);
   const state: ScoreState = maskScores(plan, scores, sc);
   const probabilities = normalise(plan, state, new Choices(spec.softmax));
   const vc = new Choices(spec.value);
@@ -154,6 +158,19 @@ function emit(plan: Plan, spec: Spec): void {
   result = detour(g, result, wanted, oc);
   if (oc.rarely(15)) g.output(g.op('Shape', [result.name]));
   g.output(oc.rarely(3) ? result.name : g.op('Relu', [result.name]));
+}
+
+/** Attention of the keys to the queries, from the same scores, as of images and texts to one another. */
+function attendBack(plan: Plan, scores: Piece): void {
+  const { graph: g, queries: Q, keys: K } = plan;
+  const [rows, columns] = [scores.dims.length - 2, scores.dims.length - 1];
+  if (!sameAxes(scores.dims[rows], Q) || !sameAxes(scores.dims[columns], K)) return;
+  const lead = scores.dims.slice(0, -2);
+  const turned = g.transpose(scores, [...lead.keys(), columns, rows]);
+  const p = g.op('Softmax', [turned.name], { axis: columns });
+  const inMemory: Dims = lead.every((d) => d.length < 2 || g.hasFixedSize(d)) ? lead : lead.flat().map((l) => [l]);
+  const value = g.rearrange(g.input('VQ', g.type, [...inMemory, Q, ['e']]), [...lead, Q, ['e']]);
+  g.output(g.op('MatMul', [p, value.name]));
 }
 
 /** The inputs as (batch, heads, sequence, dimension) tensors in whatever layout, packed or not, cached or not. */
@@ -367,7 +384,11 @@ function contract(
         })
         .join('');
     const operands = c.rarely(3) ? [right, left] : [left, right];
-    const equation = `${operands.map((o) => term(o.dims)).join(',')}->${term(result)}`;
+    const all = [...operands.map((o) => o.dims), result];
+    const lead = c.rarely(3) ? result.findIndex((d, i) => !all.every((o) => sameAxes(o[i], d))) : 0;
+    const dots = lead > 0 ? '...' : '';
+    const terms = all.map((list) => `${dots}${term(list.slice(Math.max(lead, 0)))}`);
+    const equation = `${terms[0]},${terms[1]}->${terms[2]}`;
     const spaced = c.rarely(3) ? equation.replace(',', ', ').replace('->', ' -> ') : equation;
     return {
       name: g.op(

@@ -2,7 +2,8 @@
 
 import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
 import type { Plan } from './attention.js';
-import { type Choices, type Dims, FuzzGraph, type Piece } from './graph.js';
+import type { Choices, FuzzGraph, Piece } from './graph.js';
+import { addBias, addMask, LOWEST, side, whereMask } from './masks.js';
 
 export interface ScoreState {
   readonly scores: Piece;
@@ -11,8 +12,6 @@ export interface ScoreState {
   /** A column put after the keys, to be dropped from the probabilities. */
   readonly sink: 'none' | 'first' | 'last';
 }
-
-const LOWEST = -3.4028234663852886e38;
 
 /** Multiplies by a constant, spelled in one of many ways, once in so many times. */
 export function scaleSomewhere(plan: Plan, t: Piece, c: Choices, times: number): Piece {
@@ -68,8 +67,8 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
   };
   const axis = () => c.below(t.dims.length);
   // Most graphs are plain, or have one oddity.
-  const kind = c.below(26);
-  const isOdd = kind === 9 || (kind >= 14 && kind <= 24 && kind !== 17);
+  const kind = c.below(30);
+  const isOdd = kind === 9 || (kind >= 14 && kind <= 24 && kind !== 17) || kind === 27;
   switch (isOdd && plan.oddities.length >= plan.mostOddities ? 25 : kind) {
     case 0:
     case 1:
@@ -100,24 +99,20 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       const split = t.dims.flatMap((d) => (d.length > 1 ? d.map((l) => [l]) : [d]));
       return g.reshape(t, split);
     }
-    case 14: {
-      const at = t.dims.findIndex((d) => d[0] === plan.keys[0]);
-      const max = g.op(
-        'ReduceMax',
-        g.opset >= 18 ? [t.name, g.ints([at])] : [t.name],
-        g.opset >= 18 ? { keepdims: 1 } : { axes: [at], keepdims: 1 },
+    case 14:
+      return odd(
+        'row maximum',
+        g.op('Sub', [
+          t.name,
+          maximum(
+            g,
+            t.name,
+            t.dims.findIndex((d) => d[0] === plan.keys[0]),
+          ),
+        ]),
       );
-      return odd('row maximum', g.op('Sub', [t.name, max]));
-    }
-    case 15: {
-      const at = axis();
-      const max = g.op(
-        'ReduceMax',
-        g.opset >= 18 ? [t.name, g.ints([at])] : [t.name],
-        g.opset >= 18 ? { keepdims: 1 } : { axes: [at], keepdims: 1 },
-      );
-      return odd('maximum over another axis', g.op('Sub', [t.name, max]));
-    }
+    case 15:
+      return odd('maximum over another axis', g.op('Sub', [t.name, maximum(g, t.name, axis())]));
     case 16:
       return odd('shift', g.op(c.pick('Add', 'Sub'), [t.name, g.float(c.pick(1.5, -3, 40))]));
     case 17: {
@@ -159,6 +154,26 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       const odds = c.pick('Relu', 'Sigmoid', 'Abs', 'Neg', 'Sqrt');
       return odd(odds, g.op(odds, [t.name]));
     }
+    case 26:
+      return same(g.op('Clip', [t.name, g.float0(-5e4), g.float0(5e4)]));
+    case 27: {
+      // CogView's: the maximum is taken off scores made small for it.
+      const small = g.op('Div', [t.name, g.float(32)]);
+      const top = maximum(
+        g,
+        small,
+        t.dims.findIndex((d) => d[0] === plan.keys[0]),
+      );
+      return odd('row maximum', g.op('Mul', [g.op('Sub', [small, top]), g.float(32)]));
+    }
+    case 28: {
+      // baddbmm with an empty input and beta = 0.
+      if (g.type !== 'float32') return t;
+      const empty = g.op('ConstantOfShape', [g.op('Shape', [t.name])]);
+      return same(g.op('Add', [g.op('Mul', [empty, g.float(0)]), t.name]));
+    }
+    case 29:
+      return addProduct(plan, t, c);
     case 24:
       return odd('scores reused', g.op(c.pick('Add', 'Sub', 'Mul'), [t.name, t.name]));
     default: {
@@ -172,122 +187,22 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
   }
 }
 
-/** A tensor over some axes, brought to where it broadcasts against the scores. */
-function side(
-  plan: Plan,
-  name: string,
-  type: 'float32' | 'bool' | 'int64',
-  labels: readonly string[],
-  target: Dims,
-): Piece {
-  const { graph: g } = plan;
-  const typed = type === 'float32' ? g.type : type;
-  const unique = `${name}_${g.inputs.length}`;
-  if (labels.length === 0) return { name: g.input(unique, typed, []).name, dims: [] };
-  return g.broadcast(g.input(unique, typed, groups(plan, labels)), target);
+function maximum(g: FuzzGraph, x: string, axis: number): string {
+  const [inputs, attributes] = g.opset >= 18 ? [[x, g.ints([axis])], {}] : [[x], { axes: [axis] }];
+  return g.op('ReduceMax', inputs, { ...attributes, keepdims: 1 });
 }
 
-/** Axes as an input has them: batch, queries and keys each one dimension. */
-function groups(plan: Plan, labels: readonly string[]): Dims {
-  const known = [plan.batch, ['h', 'g'], plan.queries, plan.keys];
-  const found = known.map((group) => group.filter((l) => labels.includes(l))).filter((d) => d.length > 0);
-  return found;
-}
-
-function maskLabels(plan: Plan, c: Choices): string[] {
-  const { batch: B, queries: Q, keys: K } = plan;
-  if (plan.hasWindows && c.rarely(2)) return ['w', ...Q, ...K];
-  return c.pick<string[]>(
-    [...B, ...K],
-    [...Q, ...K],
-    [...B, ...Q, ...K],
-    ['h', 'g', ...Q, ...K],
-    [...K],
-    [...B, 'h', 'g', ...Q, ...K],
-    ['h', 'g', ...K],
-  );
-}
-
-/** True where a key takes part. */
-function keepMask(plan: Plan, c: Choices, target: Dims): Piece {
-  const { graph: g, lengths, queries, keys } = plan;
-  const kind = c.below(6);
-  const [query, key] = [queries[0]!, keys[0]!];
-  if (kind < 2 && !plan.hasWindows) {
-    const count = (label: string) =>
-      g.op('Range', [g.tensor('int64', [], [0]), g.size([label]), g.tensor('int64', [], [1])]);
-    const column: Piece = { name: count(key), dims: [[key]] };
-    let rows = count(query);
-    if (lengths !== 'self' && c.below(4) > 0) rows = g.op('Add', [rows, g.op('Sub', [g.size([key]), g.size([query])])]);
-    const place = (name: string, label: string) => g.broadcast({ name, dims: [[label]] }, [[query], [key]]);
-    const row = place(rows, query).name;
-    const seen = g.op('Not', [g.op('Greater', [place(column.name, key).name, row])]);
-    let mask: Piece = { name: seen, dims: [[query], [key]] };
-    if (c.rarely(3)) {
-      const start = g.op('Sub', [row, g.tensor('int64', [], [c.pick(1, 2, 0)])]);
-      mask = { ...mask, name: g.op('And', [seen, g.op('Less', [start, place(column.name, key).name])]) };
-      plan.oddities.push('window');
-    }
-    return g.broadcast(mask, target);
-  }
-  const labels = maskLabels(plan, c);
-  if (kind === 2) {
-    const mask = side(plan, 'mask', 'int64', labels, target);
-    return { ...mask, name: g.op('Cast', [mask.name], { to: dataTypeOf('bool') }) };
-  }
-  return side(plan, 'keep', 'bool', labels, target);
-}
-
-function addMask(plan: Plan, t: Piece, c: Choices): Piece {
-  const { graph: g } = plan;
-  const add = (mask: string): Piece => ({
-    name: g.op('Add', c.rarely(3) ? [mask, t.name] : [t.name, mask]),
-    dims: t.dims,
-  });
-  const fill = c.pick(LOWEST, Number.NEGATIVE_INFINITY, -1e9, -1e4, -10);
-  if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
-  if (fill === -1e4) plan.isCoarse = true;
-  // Two of the lowest numbers make −∞.
-  if (fill === LOWEST && plan.lowestMasks++ > 0) plan.mayEmptyRows = true;
-  const lowest = g.tensor(g.type, [], [fill]);
-  const zero = g.tensor(g.type, [], [0]);
-  const keep = keepMask(plan, c, t.dims);
-  if (c.below(2) === 0) return add(g.op('Where', [keep.name, zero, lowest]));
-  const number = g.op('Cast', [keep.name], { to: dataTypeOf(g.type) });
-  const rest = g.op('Sub', [g.tensor(g.type, [], [1]), number]);
-  if (fill === Number.NEGATIVE_INFINITY) return add(g.op('Where', [g.op('Not', [keep.name]), lowest, zero]));
-  return add(g.op('Mul', [rest, lowest]));
-}
-
-function whereMask(plan: Plan, t: Piece, c: Choices): Piece {
-  const { graph: g } = plan;
-  const fill = c.pick(Number.NEGATIVE_INFINITY, LOWEST, -1e9, -1e4, -10, 0);
-  if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
-  // A lowest number that is added after it makes −∞ of it.
-  if (fill === LOWEST) plan.lowestMasks++;
-  if (fill > -1e4) plan.oddities.push('fill that is no mask');
-  const keep = keepMask(plan, c, t.dims).name;
-  const constant = g.tensor(g.type, c.pick<number[]>([], [1]), [fill]);
-  const name = c.rarely(2)
-    ? g.op('Where', [g.op('Not', [keep]), constant, t.name])
-    : g.op('Where', [keep, t.name, constant]);
-  return { name, dims: t.dims };
-}
-
-function addBias(plan: Plan, t: Piece, c: Choices): Piece {
-  const { graph: g, queries: Q, keys: K, batch: B } = plan;
-  const labels = c.pick<string[]>(
-    ['h', 'g', ...Q, ...K],
-    [...Q, ...K],
-    [...B, 'h', 'g', ...Q, ...K],
-    ['h', 'g', ...K],
-    [...B, 'h', ...Q, ...K],
-    ['h', 'g'],
-    [...Q],
-  );
-  const bias = side(plan, 'bias', 'float32', labels, t.dims);
-  const op = c.rarely(4) ? 'Sub' : 'Add';
-  return { name: g.op(op, op === 'Add' && c.rarely(2) ? [bias.name, t.name] : [t.name, bias.name]), dims: t.dims };
+/** A term that is a product itself, as of queries with relative positions, before or after the scores. */
+function addProduct(plan: Plan, t: Piece, c: Choices): Piece {
+  const { graph: g, batch: B, queries: Q, keys: K } = plan;
+  if (plan.hasWindows || !g.hasFixedSize(['h', 'g'])) return t;
+  const n = g.inputs.length;
+  const wide = c.rarely(2);
+  const left = g.input(`position_${n}`, g.type, [...(wide ? [B] : []), ['h', 'g'], Q, ['d']]);
+  const right = g.input(`distance_${n}`, g.type, [...(wide ? [B] : []), ['h', 'g'], ['d'], K]);
+  const lead = wide ? [B, ['h', 'g']] : [['h', 'g']];
+  const term = g.broadcast({ name: g.op('MatMul', [left.name, right.name]), dims: [...lead, Q, K] }, t.dims);
+  return { name: g.op('Add', c.rarely(2) ? [term.name, t.name] : [t.name, term.name]), dims: t.dims };
 }
 
 function joinSink(plan: Plan, state: ScoreState, c: Choices): ScoreState {
@@ -313,5 +228,3 @@ function joinSink(plan: Plan, state: ScoreState, c: Choices): ScoreState {
     sink: first ? 'first' : 'last',
   };
 }
-
-export { FuzzGraph };

@@ -1,7 +1,7 @@
 /** The softmax in its spellings, and what happens to the probabilities. */
 import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
 import type { Plan } from './attention.js';
-import type { Choices, Piece } from './graph.js';
+import { type Choices, type Piece, sameDims } from './graph.js';
 import type { ScoreState } from './scores.js';
 
 export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: Choices): Piece {
@@ -72,7 +72,7 @@ function follow(plan: Plan, p: Piece, c: Choices): Piece {
     return same(name);
   };
   const zero = () => g.tensor(g.type, [], [0]);
-  const kind = c.below(20);
+  const kind = c.below(22);
   switch (kind >= 5 && kind !== 13 && plan.oddities.length >= plan.mostOddities ? 0 : kind) {
     case 1:
       return same(g.op('Identity', [p.name]));
@@ -117,6 +117,17 @@ function follow(plan: Plan, p: Piece, c: Choices): Piece {
       const dropped = g.op('Dropout', [p.name, ratio, g.tensor('bool', [], [c.below(2)])]);
       plan.oddities.push('dropout');
       return same(dropped);
+    }
+    case 20:
+    case 21: {
+      const found = plan.selections.findLast((s) => sameDims(s.dims, p.dims));
+      if (!found) return p;
+      const [condition, inverted] =
+        kind === 20 ? [found.condition, found.inverted] : [found.condition, !found.inverted];
+      return odd(
+        'zeros after the softmax',
+        g.op('Where', inverted ? [condition, zero(), p.name] : [condition, p.name, zero()]),
+      );
     }
     case 14: {
       const heads = g.fixedSize(p.dims[0]!);
