@@ -53,9 +53,9 @@ const FORMS: readonly Form[] = [
     },
   },
   {
-    name: 'BLIP: (1 − causal · mask) · lowest of a mask in floats',
+    name: 'BERT’s decoders: (1 − causal · mask) · lowest of a mask in floats',
     self: true,
-    becomes: 'additive(b,q,k)',
+    becomes: 'causal additive(b,k)',
     build(g) {
       const [q, k, v] = plain(g);
       const mask = to(g, g.unsqueeze(g.input('mask', 'int64', dims('b k')).name, [1, 2]), g.type);
@@ -72,6 +72,25 @@ const FORMS: readonly Form[] = [
       const off = g.op('Sub', [g.float(1), mask]);
       const padding = g.op('Where', [to(g, off, 'bool'), g.float(LOWEST), off]);
       const bias = g.op('Add', [padding, causalFill(g)]);
+      finish(g, g.op('Add', [g.op('MatMul', [q, k]), bias]), v);
+    },
+  },
+  {
+    name: 'XGLM and TrOCR: padding written as 1 − mask over all queries, then put into causality',
+    self: true,
+    becomes: 'causal boolean(b,k)',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const mask = g.unsqueeze(g.input('mask', 'int64', dims('b k')).name, [1, 2]);
+      const sizes = [
+        g.unsqueeze(g.size(['b']), [0]),
+        g.ints([1]),
+        ...['q', 'k'].map((l) => g.unsqueeze(g.size([l]), [0])),
+      ];
+      const wide = g.op('Expand', [mask, g.op('Concat', sizes, { axis: 0 })]);
+      const off = g.op('Sub', [g.float(1), to(g, wide, g.type)]);
+      const padding = g.op('Where', [to(g, off, 'bool'), g.float(LOWEST), off]);
+      const bias = g.op('Where', [to(g, padding, 'bool'), g.float(LOWEST), causalFill(g)]);
       finish(g, g.op('Add', [g.op('MatMul', [q, k]), bias]), v);
     },
   },

@@ -205,7 +205,7 @@ const FORMS: readonly Form[] = [
   },
   {
     name: 'DETR: a mask of floats, repeated for all queries, on scores unfolded for it',
-    becomes: 'additive(b,q,k)',
+    becomes: 'boolean(b,k)',
     build(g) {
       const [q, k] = [read(g, 'Q', 'b q hd', 'bh q d').name, read(g, 'K', 'b k hd', 'bh d k').name];
       const v = read(g, 'V', 'b k he', 'bh k e').name;

@@ -1,12 +1,15 @@
 import type { Value } from '../graph/graph.js';
 import { DataType } from '../onnx/proto.js';
 import type { Dimension } from './atoms.js';
+import type { ElementStep } from './mask/derived.js';
 import { refuse } from './refusal.js';
 import type { ScoreStep } from './scores.js';
 
 /** One mask or bias on the scores. */
 export interface MaskTerm {
   readonly value: Value;
+  /** What is done to each of the value's elements first. */
+  readonly steps?: readonly ElementStep[];
   /** The scores' dimensions where it was applied; the value's own are aligned with them from the right. */
   readonly dimensions: readonly Dimension[];
   /**

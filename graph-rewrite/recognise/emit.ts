@@ -1,6 +1,6 @@
 import type { NodeList } from '../graph/builder.js';
 import type { Node, Value } from '../graph/graph.js';
-import { type DataTypeName, dataTypeOf } from '../onnx/data-type.js';
+import { type DataTypeName, dataTypeName, dataTypeOf } from '../onnx/data-type.js';
 import { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
@@ -92,8 +92,21 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
   return scaled(sum ?? list.scalar(0, type), isCommon ? common : 1);
 }
 
-/** The mask in the shape that it was placed in. */
-function reshaped({ term, transpose, expand, reshape }: MaskPlacement, place: EmissionPlace): string {
+/** The mask in the shape that it was placed in, and as the elements that it is. */
+function reshaped(mask: MaskPlacement, place: EmissionPlace): string {
+  const { list } = place;
+  return (mask.term.steps ?? []).reduce(
+    (name, { opType, constant, from, to }) => {
+      if (opType === 'Cast') return list.add('Cast', [name], { to });
+      const other = constant && list.scalar(constant.value, dataTypeName(from) as DataTypeName);
+      if (!constant || !other) return list.add(opType, [name]);
+      return list.add(opType, constant.isFirst ? [other, name] : [name, other]);
+    },
+    shaped(mask, place),
+  );
+}
+
+function shaped({ term, transpose, expand, reshape }: MaskPlacement, place: EmissionPlace): string {
   if (!transpose && !expand) return reshape ? emitReshape(term.value, reshape, place) : term.value.name;
   const shape = place.inference.of(term.value).shape!;
   let source = transpose?.map((axis) => shape[axis]!) ?? shape;

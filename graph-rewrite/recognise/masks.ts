@@ -72,6 +72,11 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   return { term, ...moved, reshape: aligned ? undefined : sizes, shape: aligned ? ordered : sizes, period };
 }
 
+/** TensorProto data type of what a mask is. */
+export function termType({ value, steps }: MaskTerm, inference: Inference): number | undefined {
+  return steps?.at(-1)?.to ?? inference.of(value).type;
+}
+
 /** A mask that has to be repeated along parts of an axis; undefined where it is not known how often. */
 function expandedMask(
   term: MaskTerm,

@@ -17,6 +17,7 @@ import {
   type ScoreAxes,
   type ScoreAxis,
   type SinkPlacement,
+  termType,
 } from './masks.js';
 import {
   type Alignment,
@@ -454,7 +455,7 @@ function checkTypes(casts: readonly number[], type: number, plan: Plan, inferenc
   if (plan.sink && !plan.sink.uniform && inference.of(plan.sink.value).type !== type)
     refuse('the sink has another data type than the queries', plan.sink.value);
   for (const { term } of plan.masks) {
-    const maskType = inference.of(term.value).type;
+    const maskType = termType(term, inference);
     if (term.kind === 'additive' && maskType !== type)
       refuse('the mask has another data type than the queries', term.value);
   }

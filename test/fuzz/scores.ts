@@ -124,6 +124,7 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       return odd('narrow cast', g.op('Cast', [narrow], { to: dataTypeOf(g.type) }));
     }
     case 19:
+      if (g.type !== 'float32') return t;
       return odd('clip', g.op('Clip', [t.name, g.tensor(g.type, [], [-1]), g.tensor(g.type, [], [c.pick(1, 1e4)])]));
     case 20:
       return odd('maximum with the lowest number', g.op('Max', [t.name, g.float(c.pick(LOWEST, -1, -1e4))]));
@@ -155,6 +156,7 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       return odd(odds, g.op(odds, [t.name]));
     }
     case 26:
+      if (g.type !== 'float32') return t;
       return same(g.op('Clip', [t.name, g.float0(-5e4), g.float0(5e4)]));
     case 27: {
       // CogView's: the maximum is taken off scores made small for it.

@@ -1,7 +1,9 @@
 /** Element-wise operators on elements that are functions of the scores' indices. */
+import { DataType } from '../../onnx/proto.js';
 import { Expression } from '../../shape/expression.js';
 import { roundTo } from '../../shape/rounding.js';
 import { Affine } from './affine.js';
+import { derivedElement } from './derived.js';
 import {
   and,
   atMostZero,
@@ -46,14 +48,14 @@ function asAffine(element: Element): Affine | undefined {
 type Comparison = 'Less' | 'LessOrEqual' | 'Greater' | 'GreaterOrEqual' | 'Equal';
 
 /** A comparison of numbers, or Equal of conditions. */
-export function compare(operation: Comparison, left: Element, right: Element): Condition | undefined {
+export function compare(operation: Comparison, left: Element, right: Element, type?: number): Condition | undefined {
   const [x, y] = [addedUp(left), addedUp(right)];
   const result =
     x &&
     y &&
     distribute([x, y], ([a, b]) => {
       const condition = compareSimple(operation, a!, b!);
-      return condition && conditional(condition);
+      return condition ? conditional(condition) : derivedElement(operation, [a!, b!], type, DataType.BOOL);
     });
   if (result?.kind === 'condition') return result.condition;
   return undefined;
@@ -144,7 +146,7 @@ export function addedUp(element: Element): Known {
 function evaluate(opType: string, operands: readonly Element[], type: number | undefined): Known {
   return distribute(operands, (simple) => {
     const [a, b] = simple;
-    const same = unchanged(opType, a!, b);
+    const same = unchanged(opType, a!, b) ?? derivedElement(opType, simple, type, type);
     if (same) return same;
     switch (opType) {
       case 'Add':

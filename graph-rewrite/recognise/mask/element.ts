@@ -1,11 +1,14 @@
 /** What one element of a tensor is, as a function of the scores' indices; and conditions on them. */
 import type { Value } from '../../graph/graph.js';
 import { type Affine, isNeverPositive } from './affine.js';
+import type { ElementStep } from './derived.js';
 
-/** A tensor of the graph whose elements, at these indices, are the ones meant. */
+/** A tensor of the graph whose elements, at these indices, are the ones meant, or what they are computed from. */
 export interface Source {
   readonly value: Value;
   readonly indices: readonly Affine[];
+  /** What is done to each element, in order; the smaller tensor that a large one is made from may so stand for it. */
+  readonly steps?: readonly ElementStep[];
   /** For a condition: whether it holds where the tensor is true, or where it is false. */
   readonly keepWhere: boolean;
 }

@@ -7,6 +7,7 @@ import { roundTo } from '../../shape/rounding.js';
 import { Affine, type IndexVariable } from './affine.js';
 import { addedUp, arithmetic, compare, exclusive, type Known, sumOf } from './arithmetic.js';
 import { constantElement } from './constants.js';
+import { stepped, zeroWhereFalse } from './derived.js';
 import {
   alsoIn,
   and,
@@ -125,14 +126,19 @@ export class Evaluator {
         return p && q && conditional(exclusive(p, q));
       case 'Not':
         return p && conditional(not(p));
-      case 'Where':
-        return p && choice(p, b, c);
+      case 'Where': {
+        if (!p) return undefined;
+        const [yes, no] = [b, c].map((e, i) =>
+          zeroWhereFalse((i === 0 ? not(p) : p).sources, e) ? constant(0) : e,
+        ) as [Element, Element];
+        return choice(p, yes, no);
+      }
       case 'Less':
       case 'LessOrEqual':
       case 'Greater':
       case 'GreaterOrEqual':
       case 'Equal': {
-        const condition = compare(node.opType, a, b);
+        const condition = compare(node.opType, a, b, this.#typeOf(node.inputs[0]));
         return condition && conditional(condition);
       }
       default: {
@@ -140,6 +146,10 @@ export class Evaluator {
         return arithmetic(node.opType, operands, type) ?? masksInSum(node.opType, operands, type);
       }
     }
+  }
+
+  #typeOf(value: Value | undefined): number | undefined {
+    return value && this.#inference.of(value).type;
   }
 
   #cast(node: Node, output: Value, indices: Indices): Known {
@@ -284,7 +294,8 @@ function asCondition(element: Known): Known {
 }
 
 function castElement(element: Element, to: number, from: number | undefined): Known {
-  if (to === DataType.BOOL) return element.kind === 'condition' ? element : asCondition(element);
+  if (to === DataType.BOOL && element.kind !== 'opaque' && element.kind !== 'choice')
+    return element.kind === 'condition' ? element : asCondition(element);
   switch (element.kind) {
     case 'condition':
       return choice(element.condition, constant(1), constant(0));
@@ -302,8 +313,8 @@ function castElement(element: Element, to: number, from: number | undefined): Kn
       return sum && castElement(sum, to, from);
     }
     case 'opaque':
-      // A tensor of another type is another tensor, except where nothing is cast.
-      return from === to ? element : undefined;
+      if (from === to) return element;
+      return from === undefined ? undefined : stepped(element, { opType: 'Cast', from, to });
     default:
       return EXACT_POSITIONS.has(to) ? element : undefined;
   }

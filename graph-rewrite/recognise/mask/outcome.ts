@@ -1,6 +1,7 @@
 /** What the score of a key becomes that some of a site's conditions take out. */
 import type { Inference } from '../../shape/inference.js';
 import { roundTo } from '../../shape/rounding.js';
+import { sameSource } from './derived.js';
 import type { Condition } from './element.js';
 import { absorbs, mayHoldFill } from './magnitude.js';
 import type { Term } from './terms.js';
@@ -61,11 +62,14 @@ export function uniqueConditions(terms: readonly Term[]): Condition[] {
 
 function scoreOf(terms: readonly Term[], failing: readonly Condition[], inference: Inference): number | undefined {
   let score: Score | undefined = { number: undefined, mayBeHuge: false };
+  const fails = (term: Term) => term.kind === 'mask' && term.conditions.some((c) => includes(failing, c));
+  const skipped = new Set(terms.flatMap((term) => (term.kind === 'mask' && fails(term) ? (term.instead ?? []) : [])));
   for (const term of terms) {
     if (score === undefined) return undefined;
+    if (skipped.has(term)) continue;
     if (term.kind === 'bias') score = plusBias(score, term, inference);
     else if (term.kind === 'floor' && score.number !== undefined) score = { number: Math.max(score.number, term.fill) };
-    else if (term.kind === 'mask' && term.conditions.some((c) => includes(failing, c))) score = masked(score, term);
+    else if (term.kind === 'mask' && fails(term)) score = masked(score, term);
   }
   return score?.number;
 }
@@ -89,7 +93,9 @@ function plusBias(score: Score, bias: Term & { kind: 'bias' }, inference: Infere
 }
 
 export function biasMayHoldFill(bias: Term & { kind: 'bias' }, inference: Inference, limit?: number): boolean {
-  return mayHoldFill(bias.sources[0]?.value ?? bias.placement.term.value, inference, limit);
+  const whole = bias.sources.find((s) => !s.steps);
+  if (bias.sources.length > 0 && !whole) return true;
+  return mayHoldFill(whole?.value ?? bias.placement.term.value, inference, limit);
 }
 
 function includes(conditions: readonly Condition[], condition: Condition): boolean {
@@ -103,8 +109,7 @@ function isSame(a: Condition, b: Condition): boolean {
       return b.kind === 'atMostZero' && a.affine.minus(b.affine).value === 0;
     case 'opaque': {
       const [x, y] = [a.sources[0], b.sources[0]];
-      if (b.kind !== 'opaque' || !x || x.value !== y?.value || x.keepWhere !== y.keepWhere) return false;
-      return x.indices.every((index, i) => index.minus(y.indices[i]!).value === 0);
+      return b.kind === 'opaque' && x?.keepWhere === y?.keepWhere && sameSource(x, y);
     }
     case 'and':
     case 'or':

@@ -25,6 +25,8 @@ export type Term =
       readonly fill: number;
       /** TensorProto data type in which the fill is added. */
       readonly type: number;
+      /** Biases that are added only where the conditions hold. */
+      readonly instead?: readonly Term[];
       readonly placement: MaskPlacement;
     }
   /** Added to the score. */
@@ -110,7 +112,7 @@ function additiveTerms(element: Element, placement: MaskPlacement, type: number)
   // Under a mask nothing else may be masked: which fill a key gets would depend on the order.
   if (!rest || rest.some((t) => t.kind !== 'bias')) return undefined;
   const conditions = conjuncts(kept === yes ? condition : not(condition));
-  return [...rest, { kind: 'mask', mode: 'add', conditions, fill, type, placement }];
+  return [...rest, { kind: 'mask', mode: 'add', conditions, fill, type, placement, instead: rest }];
 }
 
 /** The indices at which the scores read a mask; undefined where it covers its axes in no simple way. */
@@ -157,7 +159,8 @@ export function placeSource(
     if (!placed) continue;
     const shape = inference.of(source.value).shape!;
     const shaping = !placed.reshape ? 0 : insertedAxes(shape, placed.reshape) ? 2.5 : 6;
-    const cost = placed.shape.filter((s) => !s.equals(1)).length * 100 + distance + shaping;
+    const steps = 3 * (source.steps?.length ?? 0);
+    const cost = placed.shape.filter((s) => !s.equals(1)).length * 100 + distance + shaping + steps;
     if (!best || cost < best.cost) best = { source, placement: placed, cost };
   }
   return best;
@@ -169,9 +172,9 @@ function place(
   indices: ScoreIndices,
   inference: Inference,
 ): MaskPlacement | undefined {
-  const { value } = source;
-  const term = { ...original.term, value };
-  if (value === original.term.value) return { ...original, term };
+  const { value, steps } = source;
+  const term = { ...original.term, value, ...(steps ? { steps } : {}) };
+  if (value === original.term.value && !steps) return { ...original, term };
   const shape = inference.of(value).shape;
   if (!shape) return undefined;
   const order = SCORE_AXES.flatMap((axis) => indices[axis]);

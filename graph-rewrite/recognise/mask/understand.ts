@@ -6,7 +6,7 @@
  * values. See {@link understandMasks} for when that can be kept.
  */
 import type { Inference } from '../../shape/inference.js';
-import type { MaskPlacement, ScoreAxes } from '../masks.js';
+import { type MaskPlacement, type ScoreAxes, termType } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
 import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
 import { and, atMostZero, type Condition, or } from './element.js';
@@ -157,7 +157,7 @@ function finish(
   for (const term of terms) {
     if (term.kind !== 'bias') continue;
     const placed = placeSource(term.sources, term.placement, indices, inference)?.placement ?? whole(term);
-    if (!placed || inference.of(placed.term.value).type !== type) return undefined;
+    if (!placed || termType(placed.term, inference) !== type) return undefined;
     rest.push(placed);
   }
   const fills = new Set(left.filter((l) => l.conditions.length > 0).map((l) => l.fill));
