@@ -19,6 +19,8 @@ export interface Form {
   readonly self?: boolean;
   /** Keys are `p` past ones and one for each query. */
   readonly past?: boolean;
+  /** The dimensions of every input have names of their own. */
+  readonly ownNames?: boolean;
   readonly mayEmptyRows?: boolean;
   /** What the masks of each site become, and its heads where keys share them: see {@link describeSite}. */
   readonly becomes?: string;
@@ -73,10 +75,18 @@ function describeSites(model: ModelProto): string {
 /** One test a form: fused, and equal to the graph as it was in stock onnxruntime for several sizes; or refused. */
 export function testForms(forms: readonly Form[]): void {
   for (const { name, build, becomes, refused, ...form } of forms) {
-    const { opset = 17, type = 'float32', sizes = {}, self = false, past = false, mayEmptyRows = false } = form;
+    const {
+      opset = 17,
+      type = 'float32',
+      sizes = {},
+      self = false,
+      past = false,
+      mayEmptyRows = false,
+      ownNames = false,
+    } = form;
     test(name, async (t) => {
       const all = new Map(Object.entries({ h: 2, d: 4, e: 4, t: 3, ...sizes }));
-      const g = new FuzzGraph(opset, type, all, new Choices([]), false);
+      const g = new FuzzGraph(opset, type, all, new Choices([]), ownNames);
       if (self) g.aliases.set('k', 'q');
       build(g);
       const model = g.model();

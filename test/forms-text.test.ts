@@ -279,6 +279,32 @@ const FORMS: readonly Form[] = [
     },
   },
   {
+    name: 'a triangle of a buffer, cut where the queries stand, twice; no dimension has a name in common',
+    past: true,
+    ownNames: true,
+    mayEmptyRows: true,
+    build(g) {
+      const q = read(g, 'Q', 'b q hd', 'b h q d').name;
+      const join = (name: string, width: string) => {
+        const past = g.input(`past_${name}`, g.type, dims(`b h p ${width}`)).name;
+        return g.op('Concat', [past, read(g, name, `b q h${width}`, `b h q ${width}`).name], { axis: 2 });
+      };
+      const [k, v] = [join('K', 'd'), join('V', 'e')];
+      g.setHome('k', { name: k, dims: dims('b h k d') });
+      const n = 12;
+      const triangle = Array.from({ length: n * n }, (_, i) => (i % n <= Math.floor(i / n) ? 1 : 0));
+      const buffer = g.tensor('bool', [n, n], triangle);
+      const rows = slice(g, buffer, 0, g.op('Sub', [g.size(['k']), g.size(['q'])]), g.size(['k']));
+      const cut = g.unsqueeze(slice(g, rows, 1, zero(g), g.size(['k'])), [1]);
+      const kept = g.op('Gather', [g.op('Shape', [cut]), g.ints([2])]);
+      const shape = g.op('Concat', [g.ints([1, 1]), g.unsqueeze(g.size(['q']), [0]), kept], { axis: 0 });
+      const keep = g.op('Reshape', [g.op('Expand', [cut, g.ints([1, 1, 1])]), shape]);
+      const product = g.op('MatMul', [q, g.op('Transpose', [k], { perm: [0, 1, 3, 2] })]);
+      const once = g.op('Add', [product, g.op('Where', [keep, g.float(0), g.float(LOWEST)])]);
+      finish(g, g.op('Add', [once, causalFill(g)]), v);
+    },
+  },
+  {
     name: 'DeBERTa before 4.47 and SEW-D: zeros put where the mask was, after the softmax',
     becomes: 'boolean(b,q,k)',
     mayEmptyRows: true,

@@ -4,7 +4,7 @@ import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import type { Dimension } from './atoms.js';
 import { type Contraction, contractedLabels, readContraction } from './contraction.js';
-import { refuse } from './refusal.js';
+import { refuse, refuseProduct } from './refusal.js';
 import { joinSelections } from './selections.js';
 import { identityView, isInferenceDropout, stepView, type View } from './view.js';
 
@@ -314,7 +314,7 @@ function isMaximum(value: Value, scores: Value, node: Node): boolean {
 
 function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inference): void {
   const rank = inference.of(node.outputs[0]!).shape?.length;
-  if (rank !== view.dimensions.length) refuse('the scores get more dimensions', node);
+  if (rank !== view.dimensions.length) refuseProduct('the scores get more dimensions', node);
   const operand = operandOf(step);
   if (!operand) return;
   const shape = inference.of(operand).shape;
@@ -323,7 +323,7 @@ function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inf
     const at = axis + view.dimensions.length - shape.length;
     return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);
   };
-  if (shape.some(expands)) refuse('a mask repeats the scores along a dimension that they do not have', node);
+  if (shape.some(expands)) refuseProduct('a mask repeats the scores along a dimension that they do not have', node);
 }
 
 /** What is combined with the scores element by element. */

@@ -31,7 +31,7 @@ import {
 } from './operands.js';
 import { outputCandidates } from './output.js';
 import { type ProbabilityTrace, type SoftmaxForm, traceProbabilities } from './probabilities.js';
-import { RefusalSignal, refuse } from './refusal.js';
+import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
 import { withZeroed } from './zeroed.js';
 
@@ -81,6 +81,7 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
     } catch (error) {
       if (!(error instanceof RefusalSignal)) throw error;
       first ??= error;
+      if (!error.isOfProduct) throw first;
     }
   }
   throw first ?? new RefusalSignal('the softmax is not over a product of queries and keys', softmax.input);
@@ -97,7 +98,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
   const usable = plans.filter((p): p is Plan => typeof p !== 'string');
   if (usable.length === 0)
-    return refuse(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
+    return refuseProduct(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
   // The plan that leaves the least to execute; among equals the first, which is the usual reading of the dimensions.
   const best = usable.reduce((a, b) => (saving(b) > saving(a) ? b : a));
   const { type, valueType } = commonTypes(joint, best, inference);
@@ -156,14 +157,17 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   const single = unmoved ? first.outputLabels[softmax.axis] : undefined;
   const keyLabel = normalised.length > 0 ? first.outputLabels.find(isKey) : single;
   if (keyLabel === undefined)
-    return refuse('the softmax is not over one dimension of the product of queries and keys', softmax.input);
+    return refuseProduct('the softmax is not over one dimension of the product of queries and keys', softmax.input);
   const keySide = first.operands.findIndex((o) => o.labels.includes(keyLabel));
   if (first.operands[1 - keySide]!.labels.includes(keyLabel))
-    return refuse('the softmax is over a batch dimension of the scores', softmax.input);
+    return refuseProduct('the softmax is over a batch dimension of the scores', softmax.input);
   const queryOperand = first.operands[1 - keySide]!;
   const keyOperand = first.operands[keySide]!;
   if (isLinearLayer(first, queryOperand.value, inference))
-    return refuse('the scores are a linear layer of one tensor, not a product of queries and keys', first.output);
+    return refuseProduct(
+      'the scores are a linear layer of one tensor, not a product of queries and keys',
+      first.output,
+    );
   const onlyQuery = (label: string) =>
     label === 'row' || label === 'column' || (!label.startsWith('batch') && !keyOperand.labels.includes(label));
   const queryLabels = first.outputLabels.filter((l) => l !== keyLabel && onlyQuery(l));
@@ -180,7 +184,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   if (summed === undefined || !sameLeaves(leavesOf(scores.get(summed)!), normalised))
     return refuse('the probabilities are not summed over the keys', second.output);
   if (isConstant(keyOperand.value, inference) || isConstant(valueOperand.value, inference))
-    return refuse('keys or values are constants of the model, not a sequence', second.output);
+    return refuseProduct('keys or values are constants of the model, not a sequence', second.output);
 
   const outputLabels: LabelledDimensions = new Map([...scores].filter(([label]) => label !== summed));
   const sides = () => ({
@@ -232,7 +236,8 @@ function alignAll(
     const alignment = alignOperand({ ...view, dimensions }, labels, scores);
     return alignment ? [{ candidate, alignment }] : [];
   });
-  if (options.length === 0) refuse('the sizes of an operand cannot be matched with those of the scores', operand);
+  if (options.length === 0)
+    refuseProduct('the sizes of an operand cannot be matched with those of the scores', operand);
   return { operand, options };
 }
 

@@ -13,6 +13,20 @@ const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? Date.now() % 2 ** 31);
 /** Graphs without anything odd that have to be fused; the rest have axes in an order that the operator has no layout for. */
 const LEAST_FUSED = 0.8;
 
+/** Choices that once made a graph which was fused wrongly. */
+const FOUND: readonly Partial<Spec>[] = [
+  { shape: [0, 0, 2214, 0, 0, 0, 0, 0, 0, 95], scores: [686, 0, 0, 0, 0, 0, 1661, 270, 0, 1406] },
+  { scores: [0, 0, 0, 0, 0, 11, 846, 0, 0, 1226], softmax: [0, 1100, 0, 903] },
+];
+const NOTHING: Spec = { shape: [], query: [], key: [], value: [], scores: [], softmax: [], output: [] };
+
+for (const [i, choices] of FOUND.entries()) {
+  test(`graph ${i + 1} that was fused wrongly`, async (t) => {
+    const outcome = await judge(buildAttention({ ...NOTHING, ...choices }));
+    t.true(outcome.kind === 'fused' || outcome.kind === 'refused', JSON.stringify(outcome));
+  });
+}
+
 const list = fc.array(fc.noBias(fc.nat(2519)), { maxLength: 40, size: 'max' });
 const spec: fc.Arbitrary<Spec> = fc.record({
   shape: list,

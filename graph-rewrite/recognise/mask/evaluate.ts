@@ -106,12 +106,12 @@ export class Evaluator {
   }
 
   #elementwise(node: Node, output: Value, indices: Indices): Known {
+    if (!ELEMENTWISE.has(node.opType)) return undefined;
     const operands: Element[] = [];
     for (const input of node.inputs) {
       const shape = input && this.#inference.of(input).shape;
       const own = shape && broadcastIndices(shape, indices);
       if (!own) return undefined;
-      if (!ELEMENTWISE.has(node.opType)) return undefined;
       operands.push(this.at(input, own));
     }
     const conditions = operands.map((o) => (o.kind === 'condition' ? o.condition : undefined));

@@ -74,6 +74,8 @@ function examine(value: Value, how: Search): boolean {
     const divisor = node.inputs[1] && inference.uniformOf(node.inputs[1]);
     return divisor === undefined || Math.abs(divisor) < 1e-9 || search(node.inputs[0]!, how);
   }
-  const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
+  const isElement = (_: unknown, i: number) =>
+    i === 0 || (node.opType === 'Pad' ? i === 2 : !movesFirst.has(node.opType));
+  const inputs = node.inputs.filter(isElement);
   return !passes.has(node.opType) || inputs.some((input) => input && search(input, how));
 }
