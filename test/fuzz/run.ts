@@ -37,6 +37,8 @@ const OPTIONS: InferenceSession.SessionOptions = {
   intraOpNumThreads: 1,
   interOpNumThreads: 1,
   graphOptimizationLevel: 'disabled',
+  enableCpuMemArena: false,
+  enableMemPattern: false,
 };
 
 export async function judge(fuzz: FuzzModel): Promise<Outcome> {
