@@ -201,6 +201,32 @@ test('without WebGPU the page says so and runs on the CPU; runs can be cancelled
   }
 });
 
+test('a GPU process that dies ends the run with one sentence, and the page goes on', async (t) => {
+  const own = await chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...WITH_WEBGPU] });
+  try {
+    const work = async ({ page }: Visit) => {
+      await page.locator('[data-model="encoder-12x64"]').click();
+      // Long enough on a GPU in software that it dies in the middle.
+      await page.locator('#size').fill('512');
+      await page.getByRole('button', { name: 'Run both' }).click();
+      const session = await own.newBrowserCDPSession();
+      for (const form of ['As exported', 'Rewritten']) {
+        await page.locator('.doing').getByText(`${form}: first run`).waitFor();
+        // The answer comes from the process that dies.
+        await session.send('Browser.crashGpuProcess').catch(() => undefined);
+      }
+      const problem = page.locator('.outcome .problem');
+      await problem.waitFor();
+      t.regex(await problem.innerText(), /^Neither form runs\. The GPU device was lost \([^\n]+; run again, [^\n]+\.$/);
+      t.true(await page.locator('#download').isVisible());
+      t.true(await page.getByRole('button', { name: 'Run both' }).isEnabled());
+    };
+    await visit(t, work, {}, own);
+  } finally {
+    await own.close();
+  }
+});
+
 /** Relative luminance and contrast (WCAG 2.2) of each text against what is painted behind it; those below AA. */
 function weakTexts(): string[] {
   const parse = (color: string) => (color.match(/[\d.]+/g) ?? []).map(Number);

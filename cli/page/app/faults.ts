@@ -5,11 +5,18 @@ const LONGEST = 240;
 
 const MEMORY =
   /out of memory|allocation failed|bad_alloc|failed to allocate|array buffer allocation|memory access out/i;
+/** Dawn's words for a buffer that the device does not allow. */
+const BUFFER = /buffer[^()]*\((\d+)\)[^()]*(?:exceeds|larger)[^()]*\((\d+)\)/i;
 const SHAPE = /bounds|Gather|broadcast|Expand|reshape|shape|dimension/i;
 
 /** Any error as one sentence that says what to do. */
 export function describeFault(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
+  const [, asked, allowed] = BUFFER.exec(text) ?? [];
+  if (asked !== undefined) {
+    const [needs, most] = [asked, allowed].map((bytes) => Number(bytes).toLocaleString('en'));
+    return `It needs a buffer of ${needs} bytes, and this GPU allows ${most}: choose a smaller size.`;
+  }
   if (MEMORY.test(text)) return `There was not enough memory: choose a smaller size and run again (${oneLine(text)}).`;
   if (!(error instanceof OrtFlashError)) {
     return `The page itself failed: ${oneLine(text)}. Reload it, and report this if it happens again.`;

@@ -74,7 +74,7 @@ function watchDevices(): void {
     device.lost.then(({ reason, message }) => {
       if (reason !== 'destroyed') {
         const hint = 'run again, with a smaller size if it happens again';
-        rejectLost(new OrtFlashError('device', `the GPU device was lost: ${message}`, {}, hint));
+        rejectLost(new OrtFlashError('device', `the GPU device was lost (${message.replace(/\.$/, '')})`, {}, hint));
       }
     });
     return device;

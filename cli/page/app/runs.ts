@@ -116,12 +116,13 @@ export class RunPanel {
       const inputs = await rewriter.ask('inputs', { size: model.size === 'none' ? 1 : this.#size.valueAsNumber });
       const task = { device, dataFiles: model.dataFiles, inputs: inputs.tensors } as const;
       const before = await this.#runForm({ ...task, form: 'exported', model: original }, 0);
+      this.#outcome.append(firstHalf(before));
       const after = await this.#runForm({ ...task, form: 'rewritten', model: new Blob([model.rewritten]) }, 1);
       const differences =
         typeof before === 'string' || typeof after === 'string'
           ? undefined
           : await rewriter.ask('compare', { before: before.outputs, after: after.outputs });
-      this.#outcome.append(...outcomeView(before, after, differences, inputs.sizes, device));
+      this.#outcome.replaceChildren(...outcomeView(before, after, differences, inputs.sizes, device));
       this.#spoken.textContent = sayOutcome(before, after, differences);
     } catch (error) {
       const text = error instanceof Cancelled ? 'Cancelled.' : (error as Error).message;
@@ -175,7 +176,14 @@ function median(times: readonly number[]): number {
   return [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)]!;
 }
 
-/** `2.3 times less`, or nothing where the two are about the same. */
+/** What is known while the rewritten form runs. */
+function firstHalf(before: Outcome): HTMLElement {
+  if (typeof before === 'string') return element('p', { class: 'problem' }, `As exported, it failed. ${before}`);
+  const time = formatMilliseconds(median(before.runs));
+  return element('p', { class: 'note' }, `As exported: ${time} a run, ${formatBytes(before.peakBytes)} at most.`);
+}
+
+/** `2.3 × less`, or nothing where the two are about the same. */
 function ratio(before: number, after: number, less: string, more: string): string {
   const factor = before / after;
   if (!Number.isFinite(factor) || factor <= 0 || (factor < 1.05 && factor > 0.95)) return 'about equal';
