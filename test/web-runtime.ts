@@ -1,5 +1,6 @@
 /** Runs models in `ort-flash/web` over Dawn, on SwiftShader unless ORT_FLASH_GPU=1, for tests. */
 import { existsSync } from 'node:fs';
+import { setFlagsFromString } from 'node:v8';
 import type { ModelExample, TestTensor } from '../models/corpus.js';
 import { readTestData } from '../models/corpus.js';
 import { relativeDifference, toNumbers } from './runtime.js';
@@ -23,9 +24,14 @@ export interface GpuCounts {
 
 export const counts: GpuCounts = { maps: 0, buffers: new Set() };
 
-/** Makes Dawn find SwiftShader; to be called before it is loaded. */
+/**
+ * Makes Dawn find SwiftShader, and V8 leave onnxruntime-web's WebAssembly as its quick compiler makes it: it would spend
+ * a minute on making it faster, which no test is worth. To be called before either is loaded.
+ */
 export function useTestAdapter(): void {
-  if (!wantsHardware) process.env.VK_ICD_FILENAMES = SWIFTSHADER;
+  if (wantsHardware) return;
+  process.env.VK_ICD_FILENAMES = SWIFTSHADER;
+  setFlagsFromString('--liftoff-only');
 }
 
 /** Loads `ort-flash/web` in Node, quiet, with WebGPU's buffers and readbacks counted. */
