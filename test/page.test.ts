@@ -169,7 +169,7 @@ test('models that may not be fused say why, and are not run', async (t) => {
   await visit(t, async ({ page }) => {
     await page.selectOption('#models', 'neg_probs_output-dyn23');
     await page.locator('.refused .reason').waitFor();
-    t.regex(await page.locator('.summary .verdict').innerText(), /^None of 1 attention fused$/);
+    t.regex(await page.locator('.summary .verdict').innerText(), /^The one attention is not fused$/);
     t.regex(await page.locator('.refused .reason').innerText(), /^Site 0: .{20}/);
     t.is(await page.locator('#download').count(), 0);
     t.is(await page.getByRole('button', { name: 'Run both' }).count(), 0);
@@ -216,7 +216,7 @@ test('a GPU process that dies ends the run with one sentence, and the page goes 
         await session.send('Browser.crashGpuProcess').catch(() => undefined);
       }
       const problem = page.locator('.outcome .problem');
-      await problem.waitFor();
+      await problem.getByText('Neither form runs').waitFor();
       t.regex(await problem.innerText(), /^Neither form runs\. The GPU device was lost \([^\n]+; run again, [^\n]+\.$/);
       t.true(await page.locator('#download').isVisible());
       t.true(await page.getByRole('button', { name: 'Run both' }).isEnabled());
@@ -278,6 +278,12 @@ for (const colorScheme of ['light', 'dark'] as const) {
             }),
         );
         t.true(shift < 0.02, `layout shift ${shift}`);
+        await page.evaluate(() => window.scrollTo(0, 0));
+        await drop(page, { 'empty.onnx': Buffer.alloc(0) });
+        const problem = page.locator('#problem');
+        await problem.getByText('empty.onnx').waitFor();
+        const { y, height } = (await problem.boundingBox())!;
+        t.true(y >= 0 && y + height <= 800, 'the error is in view');
       };
       await visit(t, work, { colorScheme, viewport: { width, height: 800 }, reducedMotion: 'reduce' });
     });

@@ -11,6 +11,7 @@ import { RunPanel } from './runs.js';
 const files = byId<HTMLInputElement>('files');
 const status = byId('status');
 const problem = byId('problem');
+const models = byId<HTMLSelectElement>('models');
 const results = byId('results');
 const gpu = findGpu();
 /** The worker that holds the model shown, and the one that reads the next. */
@@ -21,6 +22,13 @@ let address: string | undefined;
 
 function say(text: string): void {
   status.textContent = text;
+}
+
+/** Says what went wrong, where it can be seen. */
+function complain(text: string): void {
+  say('');
+  problem.textContent = text;
+  problem.scrollIntoView({ block: 'nearest' });
 }
 
 /** Opens the model among the files, and shows it in place of the one before, which stays where this one is at fault. */
@@ -43,8 +51,7 @@ async function open(given: readonly GivenFile[], size?: number): Promise<void> {
     // Another model was opened in the meantime.
     if (error instanceof Cancelled) return;
     worker.stop();
-    say('');
-    problem.textContent = (error as Error).message;
+    complain((error as Error).message);
   }
 }
 
@@ -85,26 +92,27 @@ async function openExample(name: string, size?: number): Promise<void> {
     if (!response.ok) throw new Error(`it answers ${response.status}`);
     await open([{ name: `${name}.onnx`, data: await response.blob() }], size);
   } catch (error) {
-    say('');
-    problem.textContent = `The page’s server gives no ${name} (${(error as Error).message}): is "npm run demo" still running?`;
+    complain(`The page’s server gives no ${name} (${(error as Error).message}): is "npm run demo" still running?`);
   }
 }
 
 function listenForExamples(): void {
   for (const card of document.querySelectorAll<HTMLElement>('.card')) {
     const { model = '', size } = card.dataset;
-    card.addEventListener('click', () => void openExample(model, Number(size)));
+    card.addEventListener('click', () => {
+      models.value = '';
+      void openExample(model, Number(size));
+    });
   }
 }
 
 async function listModels(): Promise<void> {
-  const select = byId<HTMLSelectElement>('models');
   const listed = (await (await fetch('models.json')).json()) as ListedModel[];
   const option = ({ name, architecture, exporter, opset }: ListedModel) =>
     element('option', { value: name }, `${architecture.replaceAll('_', ' ')}, ${exporter}, opset ${opset}`);
   const group = (label: string, models: readonly ListedModel[]) =>
     element('optgroup', { label }, ...models.map(option));
-  select.replaceChildren(
+  models.replaceChildren(
     element('option', { value: '' }, `Choose one of ${listed.length}`),
     group(
       'With attention',
@@ -115,15 +123,17 @@ async function listModels(): Promise<void> {
       listed.filter(({ sites }) => sites === 0),
     ),
   );
-  select.disabled = false;
-  select.addEventListener('change', () => {
-    if (select.value !== '') void openExample(select.value);
+  models.disabled = false;
+  models.addEventListener('change', () => {
+    if (models.value !== '') void openExample(models.value);
   });
 }
 
 function takeFiles(list: FileList | null | undefined): void {
   const given = [...(list ?? [])].map((file) => ({ name: file.name, data: file }));
-  if (given.length > 0) void open(given);
+  if (given.length === 0) return;
+  models.value = '';
+  void open(given);
 }
 
 /** Files may be dropped anywhere: a near miss would otherwise leave the page. */

@@ -12,7 +12,9 @@ export function summary(model: OpenedModel): Node[] {
     sites === 0
       ? 'No attention found'
       : fused === 0
-        ? `None of ${count(sites, 'attention')} fused`
+        ? sites === 1
+          ? 'The one attention is not fused'
+          : `None of ${count(sites, 'attention')} fused`
         : `${fused} of ${count(sites, 'attention')} fused`;
   const facts: [string, string, string][] = [
     ['Operators', model.nodesBefore.toLocaleString('en'), model.nodesAfter.toLocaleString('en')],
@@ -28,7 +30,7 @@ export function summary(model: OpenedModel): Node[] {
 
 function unchanged(sites: number): string {
   if (sites === 0) return 'Nothing in this model computes attention, so there is nothing to rewrite: keep your file.';
-  return 'Each site has the reason below. The model is left as it is: keep your file.';
+  return 'The reason stands below. The model is left as it is: keep your file.';
 }
 
 function factList(facts: readonly (readonly [string, string, string])[]): HTMLElement {
@@ -72,7 +74,8 @@ export function siteSection({ fusedRows, refused }: OpenedModel): HTMLElement | 
     const rows = fusedRows.map((row) => row.map(code));
     parts.push(table('Fused attentions', SITE_HEAD.map(capitalised), rows, { right: [2, 3], oneLine: true }));
   }
-  if (refused.length > 0) parts.push(element('h4', {}, 'Left as they are'), refusedList(refused));
+  if (refused.length > 0 && fusedRows.length > 0) parts.push(element('h4', {}, 'Left as they are'));
+  if (refused.length > 0) parts.push(refusedList(refused));
   return section('sites', 'Attention found', ...parts);
 }
 
@@ -89,7 +92,7 @@ function refusedList(refused: readonly RefusedSite[]): HTMLElement {
 }
 
 /** Each kind of site before and after; the first one open. */
-export function pictureSection({ pictures, picturesLeftOut }: OpenedModel): HTMLElement | undefined {
+export function pictureSection({ fused, pictures, picturesLeftOut }: OpenedModel): HTMLElement | undefined {
   if (pictures.length === 0) return undefined;
   const parts: Node[] = pictures.map((picture, i) => {
     const summaryLine = element('summary', {}, element('span', {}, picture.heading));
@@ -109,7 +112,7 @@ export function pictureSection({ pictures, picturesLeftOut }: OpenedModel): HTML
     return details;
   });
   if (picturesLeftOut > 0) parts.push(element('p', { class: 'note' }, `${picturesLeftOut} more kinds are not drawn.`));
-  return section('pictures', 'The graph, before and after', ...parts);
+  return section('pictures', fused > 0 ? 'The graph, before and after' : 'The graph around it', ...parts);
 }
 
 function pictureOf({ detail, before, after, refusal }: SitePicture): HTMLElement {
