@@ -3,44 +3,11 @@
 // does its softmax while another multiplies, and within a warpgroup the softmax of one block of keys runs beside the
 // product of the last one's weights with its values. Blocks are persistent and take work items until none is left.
 #pragma once
+#include "hopper_tiles.cuh"
 #include "softmax.cuh"
 #include "wgmma.cuh"
 
 namespace ortflash {
-
-// kConsumers: warpgroups of 64 queries; kKeys: keys a step; kStages: steps in flight.
-template <int kHeadDimension, bool kRules>
-struct HopperTiles;
-
-template <>
-struct HopperTiles<64, false> {
-  static constexpr int kConsumers = 3, kKeys = 128, kStages = 2;
-};
-template <>
-struct HopperTiles<64, true> {
-  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
-};
-template <>
-struct HopperTiles<128, false> {
-  static constexpr int kConsumers = 2, kKeys = 176, kStages = 2;
-};
-template <>
-struct HopperTiles<128, true> {
-  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
-};
-template <>
-struct HopperTiles<256, false> {
-  static constexpr int kConsumers = 2, kKeys = 80, kStages = 2;
-};
-template <>
-struct HopperTiles<256, true> {
-  static constexpr int kConsumers = 2, kKeys = 64, kStages = 2;
-};
-
-// How Q, K and V lie in memory, for the copy engine: boxes of 64 columns by 64 queries or kKeys keys.
-struct HopperMaps {
-  CUtensorMap query, key, value;
-};
 
 // Position in a ring of stages: which stage, and the parity of its barriers' current phase.
 template <int kStages>
@@ -49,37 +16,6 @@ struct Ring {
   __device__ uint32_t stage() const { return count % kStages; }
   __device__ uint32_t parity() const { return count / kStages % 2; }
   __device__ void advance() { ++count; }
-};
-
-// One block of queries of one head, and the steps of kKeys keys it visits: none where begin >= end. The producer works
-// them out and passes them on; a negative head says that there are no more.
-struct WorkItem {
-  int first_query, head, batch, begin, end;
-};
-
-template <typename Element_, int kHeadDimension_, bool kRules_,
-          int kKeys_ = HopperTiles<kHeadDimension_, kRules_>::kKeys>
-struct HopperKernel {
-  using Element = Element_;
-  using Tiles = HopperTiles<kHeadDimension_, kRules_>;
-  static constexpr int kHeadDimension = kHeadDimension_, kKeys = kKeys_, kStages = Tiles::kStages;
-  static constexpr bool kRules = kRules_;
-  static constexpr int kConsumers = Tiles::kConsumers, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
-  static constexpr int kChunks = kHeadDimension / 64;  // of 64 columns, 128 bytes
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-
-  struct Shared {
-    Element query[kConsumers][kChunks][64][64];
-    Element key[kStages][kChunks][kKeys][64];
-    Element value[kStages][kChunks][kKeys][64];
-    WorkItem work[2];
-    uint64_t work_full[2], work_empty[2];
-    uint64_t query_full[kConsumers], query_empty[kConsumers];
-    uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
-  };
-  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // and room to align it
-  static_assert(kSharedBytes <= 232448, "more than an SM has");
 };
 
 // Heads are taken in groups whose keys fit the L2 cache (AttentionParams::heads_at_once); within one, where causality makes
@@ -92,8 +28,9 @@ __device__ inline WorkItem work_item(const AttentionParams &p, int index) {
   const int any_head = group * p.heads_at_once + rest % group_heads;
   WorkItem item;
   item.first_query = (tiles - 1 - rest / group_heads) * Kernel::kRows;
-  item.head = any_head % p.query_heads;
-  item.batch = any_head / p.query_heads;
+  // Batch entries that share a head's mask follow each other, so that they find it in the L2 cache.
+  item.head = Kernel::kBias ? any_head / p.batch : any_head % p.query_heads;
+  item.batch = Kernel::kBias ? any_head % p.batch : any_head / p.query_heads;
   const Visibility visibility(p, item.batch);
   const KeyRange visit =
       visibility.to_visit(p, item.first_query, min(item.first_query + Kernel::kRows, p.queries) - 1);
@@ -109,7 +46,7 @@ __device__ inline int work_items(const AttentionParams &p) {
 
 // The producer: one thread. Work comes by turns, or, where items differ in length, from a counter in workspace.
 template <typename Kernel>
-__device__ inline void produce(const AttentionParams &p, const HopperMaps &maps, typename Kernel::Shared &shared) {
+__device__ inline void produce(const AttentionParams &p, const typename Kernel::Maps &maps, typename Kernel::Shared &shared) {
   constexpr uint32_t kQueryBytes = sizeof(shared.query[0]), kKeyBytes = sizeof(shared.key[0]);
   const int items = work_items<Kernel>(p), blocks = gridDim.x;
   Ring<Kernel::kStages> ring;
@@ -151,6 +88,19 @@ __device__ inline void produce(const AttentionParams &p, const HopperMaps &maps,
       if (step == item.begin) {
 #pragma unroll 1
         for (int w = 1; w < Kernel::kConsumers; ++w) copy_query(w);
+      }
+      if constexpr (Kernel::kBias) {
+        const int head = p.mask.head ? item.head : 0, batch = p.mask.batch ? item.batch % p.mask.batches : 0;
+#pragma unroll 1
+        for (int w = 0; w < Kernel::kConsumers; ++w) {
+          ptx::barrier_wait(&shared.mask_empty[s][w], ring.parity() ^ 1);
+          ptx::barrier_expect(&shared.mask_full[s][w], sizeof(shared.mask[s][w]));
+#pragma unroll 1
+          for (int c = 0; c < Kernel::kKeys / 64; ++c) {
+            ptx::tensor_copy(shared.mask[s][w][c], &maps.mask, &shared.mask_full[s][w], step * Kernel::kKeys + 64 * c,
+                             item.first_query + 64 * w, head, batch);
+          }
+        }
       }
       copy(shared.value[s], maps.value, &shared.value_full[s], &shared.value_empty[s]);
     }
@@ -203,7 +153,7 @@ __device__ inline void clear_values(typename Kernel::Element (&value)[Kernel::kC
 
 template <typename Kernel>
 __device__ inline void write_output(const AttentionParams &p, const WorkItem &item, const FragmentRows &rows,
-                                    const RowSoftmax<Kernel::kRules> &softmax, const float (&output)[Kernel::kHeadDimension / 8][4]) {
+                                    const RowSoftmax<Kernel::kScaled> &softmax, const float (&output)[Kernel::kHeadDimension / 8][4]) {
   using Element = typename Kernel::Element;
   float factor[2];
   Element *row[2];
@@ -222,6 +172,43 @@ __device__ inline void write_output(const AttentionParams &p, const WorkItem &it
   store_rows<Element, Kernel::kHeadDimension>(output, factor, row, p);
 }
 
+// Adds the warpgroup's part of an additive mask, in the copy engine's 128-byte swizzle, to the scores. ldmatrix leaves
+// it as the scores lie: of 16 rows by 16 keys, each lane gets its two rows' pairs.
+template <typename Kernel>
+__device__ inline void add_bias(ScoreFragment<Kernel::kKeys> &scores,
+                                const typename Kernel::Element (&mask)[Kernel::kKeys / 64][64][64], float scale,
+                                float unscale) {
+  const int row = threadIdx.x % 128 / 32 * 16 + lane_id() % 16, half = lane_id() / 16;
+#pragma unroll
+  for (int j = 0; j < Kernel::kKeys; j += 16) {
+    uint32_t pair[4];
+    ptx::load_matrix_x4(pair, ptx::shared_address(&mask[j / 64][row][((j % 64 / 8 + half) ^ (row % 8)) * 8]));
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      float(&group)[4] = scores.value[j / 8 + n / 2];
+      const float2 bias = ElementOps<typename Kernel::Element>::unpack(pair[n]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float &score = group[n % 2 * 2 + c];
+        const float b = c == 0 ? bias.x : bias.y;
+        score = Kernel::kScaled ? fmaf(score, scale, b) : fmaf(b, unscale, score);
+      }
+    }
+  }
+}
+
+// The steps of a work item that some query of this warpgroup sees; none where begin >= end.
+template <typename Kernel>
+__device__ inline KeyRange own_steps(const AttentionParams &p, const Visibility &visibility, const WorkItem &item,
+                                     int warpgroup) {
+  if (!Kernel::Tiles::kSkipsHidden) return {item.begin, item.end};
+  const int first = item.first_query + 64 * warpgroup;
+  if (first >= p.queries) return {item.end, item.end};
+  const KeyRange visit = visibility.to_visit(p, first, min(first + 64, p.queries) - 1);
+  if (visit.begin >= visit.end) return {item.end, item.end};
+  return {visit.begin / Kernel::kKeys, (visit.end + Kernel::kKeys - 1) / Kernel::kKeys};
+}
+
 // A consumer warpgroup, 64 queries of each work item.
 template <typename Kernel>
 __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared &shared, int warpgroup) {
@@ -229,13 +216,48 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
   constexpr int kKeys = Kernel::kKeys, kConsumers = Kernel::kConsumers;
   constexpr int kTurnBarrier = 1, kOwnBarrier = kTurnBarrier + kConsumers;
   const bool first_lane = threadIdx.x % 32 == 0;
-  Ring<Kernel::kStages> key_ring, value_ring;
+  Ring<Kernel::kStages> key_ring, value_ring, mask_ring;
   uint32_t query_parity = 0;
 
   // Warpgroups issue their products in turn: each waits for the one before it to have issued.
-  auto wait_turn = [&] { ptx::named_barrier_wait(kTurnBarrier + warpgroup, 256); };
-  auto pass_turn = [&] { ptx::named_barrier_arrive(kTurnBarrier + (warpgroup + 1) % kConsumers, 256); };
+  auto wait_turn = [&] {
+    if constexpr (Kernel::Tiles::kTurns) ptx::named_barrier_wait(kTurnBarrier + warpgroup, 256);
+  };
+  auto pass_turn = [&] {
+    if constexpr (Kernel::Tiles::kTurns)
+      ptx::named_barrier_arrive(kTurnBarrier + (warpgroup + 1) % kConsumers, 256);
+  };
   if (warpgroup == kConsumers - 1) pass_turn();
+
+  // Each hands back the stage that was read last.
+  auto release_key = [&] {
+    if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
+    key_ring.advance();
+  };
+  auto release_value = [&] {
+    if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
+    value_ring.advance();
+  };
+  auto release_mask = [&] {
+    if constexpr (Kernel::kBias) {
+      if (first_lane) ptx::barrier_arrive(&shared.mask_empty[mask_ring.stage()][warpgroup]);
+      mask_ring.advance();
+    }
+  };
+  auto skip_steps = [&](int steps) {
+    for (; steps > 0; --steps) {
+      ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
+      wait_turn();
+      pass_turn();
+      release_key();
+      if constexpr (Kernel::kBias) {
+        ptx::barrier_wait(&shared.mask_full[mask_ring.stage()][warpgroup], mask_ring.parity());
+        release_mask();
+      }
+      ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
+      release_value();
+    }
+  };
 
   Ring<2> work_ring;
   for (;; work_ring.advance()) {
@@ -251,7 +273,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       rows.head[r] = item.head;
       range[r] = visibility.of(rows.query[r]);
     }
-    RowSoftmax<Kernel::kRules> softmax;
+    RowSoftmax<Kernel::kScaled> softmax;
     float output[Kernel::kHeadDimension / 8][4] = {};
     ScoreFragment<kKeys> scores;
     uint32_t weights[kKeys / 16][4];
@@ -271,71 +293,85 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       const int first_key = step * kKeys;
       if constexpr (Kernel::kRules) {
         apply_rules<Element>(scores, p, range, mask, first_key);
-      } else if (range[1].begin > first_key || range[0].end < first_key + kKeys) {
-        hide_outside(scores, range, first_key, kMinusInfinity);
+      } else {
+        if constexpr (Kernel::kBias) {
+          const int stage = mask_ring.stage();
+          ptx::barrier_wait(&shared.mask_full[stage][warpgroup], mask_ring.parity());
+          add_bias<Kernel>(scores, shared.mask[stage][warpgroup], p.scale, 1.0f / p.scale);
+          release_mask();
+        }
+        if constexpr (Kernel::Tiles::kSeparateEdges) {
+          if (range[1].begin > first_key) hide_before(scores, range, first_key);
+          if (range[0].end < first_key + kKeys) hide_after(scores, range, first_key);
+        } else if (range[1].begin > first_key || range[0].end < first_key + kKeys) {
+          hide_outside(scores, range, first_key, kMinusInfinity);
+        }
       }
       softmax.update(scores, p.scale, rescale);
     };
 
-    const int begin = item.begin, end = item.end;
-    if (begin < end) {
-      float rescale[2];
+    if (item.begin < item.end) {
+      const KeyRange own = own_steps<Kernel>(p, visibility, item, warpgroup);
+      const int begin = own.begin, end = own.end;
       auto release_query = [&](int step) {
         if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
       };
+      if constexpr (Kernel::Tiles::kSkipsHidden) skip_steps(begin - item.begin);
       fetch_mask(begin);
       ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
       query_parity ^= 1;
-      ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
-      wait_turn();
-      start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
-      pass_turn();
-      settle_mask();
-      wgmma::wait<0>();
-      wgmma::pin(scores.value);
-      if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
-      release_query(begin);
-      key_ring.advance();
-      to_weights(begin, rescale);
-      to_operand<Element>(scores, weights);
-
-      for (int step = begin + 1; step < end; ++step) {
-        fetch_mask(step);
+      if (begin < end) {
+        float rescale[2];
         ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
         wait_turn();
         start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
-        ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
-        start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
         pass_turn();
         settle_mask();
-        wgmma::wait<1>();
+        wgmma::wait<0>();
         wgmma::pin(scores.value);
-        if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
-        release_query(step);
-        key_ring.advance();
-        to_weights(step, rescale);
+        release_key();
+        release_query(begin);
+        to_weights(begin, rescale);
+        to_operand<Element>(scores, weights);
+
+        for (int step = begin + 1; step < end; ++step) {
+          fetch_mask(step);
+          ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
+          wait_turn();
+          start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
+          ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
+          start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
+          pass_turn();
+          settle_mask();
+          wgmma::wait<1>();
+          wgmma::pin(scores.value);
+          release_key();
+          release_query(step);
+          to_weights(step, rescale);
+          wgmma::wait<0>();
+          wgmma::pin(output);
+          release_value();
+#pragma unroll
+          for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
+          }
+          to_operand<Element>(scores, weights);
+        }
+
+        ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
+        const int readable = visibility.readable_values(p) - (end - 1) * kKeys;
+        if (p.key_lengths && readable < kKeys) {
+          clear_values<Kernel>(shared.value[value_ring.stage()], max(0, readable), kOwnBarrier + warpgroup);
+        }
+        start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
         wgmma::wait<0>();
         wgmma::pin(output);
-        if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
-        value_ring.advance();
-#pragma unroll
-        for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
-        }
-        to_operand<Element>(scores, weights);
+        release_value();
+      } else {
+        release_query(end - 1);
       }
-
-      ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
-      const int readable = visibility.readable_values(p) - (end - 1) * kKeys;
-      if (p.key_lengths && readable < kKeys) {
-        clear_values<Kernel>(shared.value[value_ring.stage()], max(0, readable), kOwnBarrier + warpgroup);
-      }
-      start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
-      wgmma::wait<0>();
-      wgmma::pin(output);
-      if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
-      value_ring.advance();
+      if constexpr (Kernel::Tiles::kSkipsHidden) skip_steps(item.end - end);
     }
     write_output<Kernel>(p, item, rows, softmax, output);
     if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage()]);
@@ -344,7 +380,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
 
 template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
-    hopper_attention(const __grid_constant__ AttentionParams p, const __grid_constant__ HopperMaps maps) {
+    hopper_attention(const __grid_constant__ AttentionParams p, const __grid_constant__ typename Kernel::Maps maps) {
   extern __shared__ unsigned char memory[];
   const uint32_t misaligned = ptx::shared_address(memory) % 1024;
   auto &shared = *reinterpret_cast<typename Kernel::Shared *>(memory + (misaligned ? 1024 - misaligned : 0));
@@ -363,6 +399,12 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
       ptx::barrier_init(&shared.key_empty[s], kConsumerWarps);
       ptx::barrier_init(&shared.value_full[s], 1);
       ptx::barrier_init(&shared.value_empty[s], kConsumerWarps);
+      if constexpr (Kernel::kBias) {
+        for (int w = 0; w < Kernel::kConsumers; ++w) {
+          ptx::barrier_init(&shared.mask_full[s][w], 1);
+          ptx::barrier_init(&shared.mask_empty[s][w], 4);
+        }
+      }
     }
     ptx::barrier_init_fence();
   }
@@ -373,6 +415,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
       ptx::prefetch_tensor_map(&maps.query);
       ptx::prefetch_tensor_map(&maps.key);
       ptx::prefetch_tensor_map(&maps.value);
+      if constexpr (Kernel::kBias) ptx::prefetch_tensor_map(&maps.mask);
       produce<Kernel>(p, maps, shared);
     }
   } else {

@@ -81,6 +81,31 @@ __device__ inline void hide_outside(ScoreFragment<kColumns> &scores, const KeyRa
   }
 }
 
+// The same by sides, with −∞: before and after each row's range. Half the comparisons where only one side matters.
+template <int kColumns>
+__device__ inline void hide_before(ScoreFragment<kColumns> &scores, const KeyRange (&range)[2], int first_key) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int begin = range[r].begin - first_key - lane_column();
+#pragma unroll
+    for (int n = 0; n < kColumns / 4; ++n) {
+      if (n / 2 * 8 + n % 2 < begin) scores.value[n / 2][2 * r + n % 2] = kMinusInfinity;
+    }
+  }
+}
+
+template <int kColumns>
+__device__ inline void hide_after(ScoreFragment<kColumns> &scores, const KeyRange (&range)[2], int first_key) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int end = range[r].end - first_key - lane_column();
+#pragma unroll
+    for (int n = 0; n < kColumns / 4; ++n) {
+      if (n / 2 * 8 + n % 2 >= end) scores.value[n / 2][2 * r + n % 2] = kMinusInfinity;
+    }
+  }
+}
+
 // Where the mask of one row of scores begins.
 __device__ inline int64_t mask_row_of(const AttentionParams &p, int batch, int head, int query) {
   if (p.mask.kind == ORTFLASH_MASK_NONE) return 0;

@@ -1,0 +1,124 @@
+// The tables of the Hopper kernel: sizes for each head dimension, and what of shared memory they take.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "element.cuh"
+
+namespace ortflash {
+
+// What a kernel's tiles may add to their sizes; off unless a tile says otherwise.
+struct HopperDefaults {
+  // Warpgroups issue their products in turn, so that one does its softmax while another multiplies.
+  static constexpr bool kTurns = true;
+  // A warpgroup passes over the steps that none of its own 64 queries sees, though others of the block do.
+  static constexpr bool kSkipsHidden = false;
+  // A diagonal that crosses a step takes out the keys on its one side without asking for the other.
+  static constexpr bool kSeparateEdges = false;
+  // Causal blocks draw their work from a counter, which takes a memset before each call; else by turns.
+  static constexpr bool kCountsWork = true;
+  // Scores take an additive mask that the producer brings to shared memory: see add_bias().
+  static constexpr bool kBias = false;
+};
+
+// kConsumers: warpgroups of 64 queries; kKeys: keys a step; kStages: steps in flight.
+template <int kHeadDimension, bool kRules>
+struct HopperTiles;
+
+template <>
+struct HopperTiles<64, false> : HopperDefaults {
+  static constexpr int kConsumers = 3, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<64, true> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<128, false> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 176, kStages = 2;
+};
+template <>
+struct HopperTiles<128, true> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2;
+};
+template <>
+struct HopperTiles<256, false> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 80, kStages = 2;
+};
+template <>
+struct HopperTiles<256, true> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 64, kStages = 2;
+};
+
+// Where causal rows are short: they end within a wide step, most of which would be masked.
+template <int kHeadDimension>
+struct HopperShortTiles : HopperTiles<kHeadDimension, false> {
+  static constexpr int kMostKeys = 0;  // keys up to which these serve
+};
+template <>
+struct HopperShortTiles<128> : HopperDefaults {
+  static constexpr int kConsumers = 2, kKeys = 128, kStages = 2, kMostKeys = 1024;
+};
+
+// With an additive mask and nothing else between product and softmax (HopperKernel::kBias).
+template <int kHeadDimension>
+struct HopperBiasTiles : HopperTiles<kHeadDimension, true> {
+  static constexpr bool kUsed = false;  // measured slower or not yet: HopperTiles<kHeadDimension, true> serve
+};
+
+// How Q, K and V lie in memory, for the copy engine: boxes of 64 columns by 64 queries or kKeys keys.
+struct HopperMaps {
+  CUtensorMap query, key, value;
+};
+
+// And an additive mask: boxes of 64 keys by 64 queries.
+struct HopperBiasMaps : HopperMaps {
+  CUtensorMap mask;
+};
+
+// One block of queries of one head, and the steps of kKeys keys it visits: none where begin >= end. The producer works
+// them out and passes them on; a negative head says that there are no more.
+struct WorkItem {
+  int first_query, head, batch, begin, end;
+};
+
+// The mask's stages follow those of the keys; each warpgroup has its own part, 64 queries by kKeys keys.
+template <typename Element, typename Tiles>
+struct alignas(1024) HopperBiasStages {
+  Element mask[Tiles::kStages][Tiles::kConsumers][Tiles::kKeys / 64][64][64];
+  uint64_t mask_full[Tiles::kStages][Tiles::kConsumers], mask_empty[Tiles::kStages][Tiles::kConsumers];
+};
+struct HopperNoBias {};
+
+template <typename Element_, int kHeadDimension_, bool kRules_, typename Tiles_ = HopperTiles<kHeadDimension_, kRules_>>
+struct HopperKernel {
+  using Element = Element_;
+  using Tiles = Tiles_;
+  static constexpr int kHeadDimension = kHeadDimension_, kKeys = Tiles::kKeys, kStages = Tiles::kStages;
+  static constexpr bool kRules = kRules_, kBias = Tiles::kBias;
+  static_assert(!kBias || (!kRules && kKeys % 64 == 0));
+  // Whether scores reach the softmax times the scale, or raw (a mask divided by it), which saves an instruction each. A
+  // mask of bfloat16 reaches -3.4e38, which divided would overflow.
+  static constexpr bool kScaled = kRules || (kBias && !std::is_same_v<Element, __half>);
+  using Maps = std::conditional_t<kBias, HopperBiasMaps, HopperMaps>;
+  static constexpr int kConsumers = Tiles::kConsumers, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kChunks = kHeadDimension / 64;  // of 64 columns, 128 bytes
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+
+  struct Shared : std::conditional_t<kBias, HopperBiasStages<Element, Tiles>, HopperNoBias> {
+    Element query[kConsumers][kChunks][64][64];
+    Element key[kStages][kChunks][kKeys][64];
+    Element value[kStages][kChunks][kKeys][64];
+    WorkItem work[2];
+    uint64_t work_full[2], work_empty[2];
+    uint64_t query_full[kConsumers], query_empty[kConsumers];
+    uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
+  };
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // and room to align it
+  static_assert(kSharedBytes <= 232448, "more than an SM has");
+};
+
+}  // namespace ortflash
