@@ -5,10 +5,18 @@
 #include "launch.h"
 
 namespace ortflash {
+
+// The harness defines another.
+__attribute__((weak)) const Candidate *find_candidate(int) { return nullptr; }
+
 namespace {
+
+// Two blocks a multiprocessor, no split under 128 keys.
+constexpr SplitRule kSplitRule{2, 128, 0x7fffffff, false};
 
 struct Plan {
   int kernel;
+  const Candidate *candidate;  // in the kernel's place, or null
   int tile;  // head dimension the kernel is built for: 64, 128 or 256
   bool rules;
   bool counts_work;  // blocks draw their work from a counter
@@ -190,21 +198,34 @@ void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.counts_work) plan.work_counter = take(plan.workspace, sizeof(int));
 }
 
-// Decode: splits of the keys, enough for two blocks a multiprocessor, none under 128 keys.
+// Decode: splits of the keys, enough to fill the device.
 void plan_splits(const Device &device, Plan &plan) {
   AttentionParams &p = plan.params;
   p.splits = 1;
   p.keys_per_split = std::max(p.keys, 1);
   if (plan.kernel != ORTFLASH_DECODE) return;
+  const SplitRule &rule = plan.candidate ? plan.candidate->splits : kSplitRule;
   const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
-  const int64_t wanted = divide_up(2 * device.multiprocessors, std::max<int64_t>(blocks, 1));
+  const int64_t filling =
+      divide_up(rule.blocks_per_multiprocessor * device.multiprocessors, std::max<int64_t>(blocks, 1));
+  int64_t wanted = std::min<int64_t>(filling, rule.most_splits);
   const int64_t steps = divide_up(p.keys, 64);
-  p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(2, divide_up(steps, wanted)));
+  if (rule.power_of_two) {
+    const int64_t most = std::min(wanted, divide_up(p.keys, rule.least_keys));
+    for (wanted = 1; 2 * wanted <= most;) wanted *= 2;
+  }
+  p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(rule.least_keys / 64, divide_up(steps, wanted)));
   p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
+  if (rule.power_of_two) p.splits = static_cast<int>(wanted);  // the last may be empty
   if (p.splits == 1) return;
   const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
   plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
+}
+
+bool serves(const Candidate &candidate, const OrtFlashAttention &c, const Plan &plan) {
+  return candidate.element == c.element && candidate.head_dimension == plan.tile &&
+         candidate.serves(plan.params, plan.rules);
 }
 
 const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
@@ -217,10 +238,14 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   plan_present(c, plan);
   plan_rules(c, plan);
   plan_access(c, plan.params);
-  plan.kernel = c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, plan.params, device) : c.kernel;
+  plan.candidate = find_candidate(c.kernel);
+  plan.kernel = plan.candidate                    ? plan.candidate->kernel
+                : c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, plan.params, device)
+                                                 : c.kernel;
   if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
   const int widest = std::max(c.head_dimension, c.value_dimension);
   plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+  if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
   plan_order(c, device, plan);
   plan_splits(device, plan);
   return nullptr;
@@ -232,6 +257,7 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
     return plan.tile == 64 ? narrow() : plan.tile == 128 ? middle() : wide();
   };
   const AttentionParams &p = plan.params;
+  if (plan.candidate) return plan.candidate->launch(p, plan.multiprocessors, stream);
   switch (plan.kernel) {
     case ORTFLASH_AMPERE:
       return by_tile([&] { return launch_ampere<Element, 64>(p, plan.rules, stream); },

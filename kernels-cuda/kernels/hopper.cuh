@@ -209,6 +209,29 @@ __device__ inline KeyRange own_steps(const AttentionParams &p, const Visibility 
   return {visit.begin / Kernel::kKeys, (visit.end + Kernel::kKeys - 1) / Kernel::kKeys};
 }
 
+// The lane's two rows of a work item.
+template <typename Kernel>
+__device__ inline FragmentRows fragment_rows(const WorkItem &item, int warpgroup) {
+  FragmentRows rows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    rows.query[r] = item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
+    rows.head[r] = item.head;
+  }
+  return rows;
+}
+
+// Hides what lies outside each row's range, which is found anew: only steps at an edge need it, and registers are scarce.
+template <typename Kernel>
+__device__ inline void hide_edges(ScoreFragment<Kernel::kKeys> &scores, const AttentionParams &p, const WorkItem &item,
+                                  int warpgroup, int first_key) {
+  const FragmentRows rows = fragment_rows<Kernel>(item, warpgroup);
+  const Visibility visibility(p, item.batch);
+  const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
+  if (range[1].begin > first_key) hide_before(scores, range, first_key);
+  if (range[0].end < first_key + Kernel::kKeys) hide_after(scores, range, first_key);
+}
+
 // A consumer warpgroup, 64 queries of each work item.
 template <typename Kernel>
 __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared &shared, int warpgroup) {
@@ -265,14 +288,10 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
     const WorkItem &item = shared.work[work_ring.stage()];  // read anew where needed: registers are dearer
     if (item.head < 0) return;
     const Visibility visibility(p, item.batch);
-    FragmentRows rows;
-    KeyRange range[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rows.query[r] = item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
-      rows.head[r] = item.head;
-      range[r] = visibility.of(rows.query[r]);
-    }
+    const FragmentRows rows = fragment_rows<Kernel>(item, warpgroup);
+    const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
+    const int own_first = item.first_query + 64 * warpgroup;
+    const KeyRange seen_by_all{visibility.of(own_first + 63).begin, visibility.of(own_first).end};
     RowSoftmax<Kernel::kScaled> softmax;
     float output[Kernel::kHeadDimension / 8][4] = {};
     ScoreFragment<kKeys> scores;
@@ -301,8 +320,8 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           release_mask();
         }
         if constexpr (Kernel::Tiles::kSeparateEdges) {
-          if (range[1].begin > first_key) hide_before(scores, range, first_key);
-          if (range[0].end < first_key + kKeys) hide_after(scores, range, first_key);
+          if (first_key < seen_by_all.begin || first_key + kKeys > seen_by_all.end)
+            hide_edges<Kernel>(scores, p, item, warpgroup, first_key);
         } else if (range[1].begin > first_key || range[0].end < first_key + kKeys) {
           hide_outside(scores, range, first_key, kMinusInfinity);
         }
@@ -373,7 +392,11 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       }
       if constexpr (Kernel::Tiles::kSkipsHidden) skip_steps(item.end - end);
     }
-    write_output<Kernel>(p, item, rows, softmax, output);
+    if constexpr (Kernel::Tiles::kSeparateEdges) {
+      write_output<Kernel>(p, item, fragment_rows<Kernel>(item, warpgroup), softmax, output);
+    } else {
+      write_output<Kernel>(p, item, rows, softmax, output);
+    }
     if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage()]);
   }
 }

@@ -39,6 +39,28 @@ struct AppendParams {
 // present = past followed by added, for keys and values in one launch.
 cudaError_t launch_append(const AppendParams &key, const AppendParams &value, cudaStream_t stream);
 
+// How the decode kernel cuts the keys.
+struct SplitRule {
+  int blocks_per_multiprocessor;  // to aim for
+  int least_keys, most_splits;
+  bool power_of_two;
+};
+
+// A kernel with other tiles than the tables', to be compared with them. The library has none; the harness links some.
+struct Candidate {
+  const char *name;
+  int kernel, element, head_dimension;  // in whose place it stands: OrtFlashKernel, OrtFlashElement, that of the tile
+  bool (*serves)(const AttentionParams &p, bool rules);
+  cudaError_t (*launch)(const AttentionParams &p, int multiprocessors, cudaStream_t stream);
+  SplitRule splits;  // of a decode kernel
+};
+
+// Candidates take the kernel numbers from this one on.
+constexpr int kFirstCandidate = 100;
+
+// The candidate with this kernel number, or null.
+const Candidate *find_candidate(int kernel);
+
 // Starts a kernel with this much dynamic shared memory.
 template <typename... Formal, typename... Actual>
 cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int shared_bytes, cudaStream_t stream,
