@@ -11,15 +11,13 @@ __attribute__((weak)) const Candidate *find_candidate(int) { return nullptr; }
 
 namespace {
 
-// Two blocks a multiprocessor, no split under 128 keys.
-constexpr SplitRule kSplitRule{2, 128, 0x7fffffff, false};
-
 struct Plan {
   int kernel;
   const Candidate *candidate;  // in the kernel's place, or null
   int tile;  // head dimension the kernel is built for: 64, 128 or 256
   bool rules;
   bool counts_work;  // blocks draw their work from a counter
+  bool hopper;       // the device is of compute capability 9.0
   int multiprocessors;
   AttentionParams params;
   // Byte offsets into workspace.
@@ -198,13 +196,24 @@ void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.counts_work) plan.work_counter = take(plan.workspace, sizeof(int));
 }
 
+template <typename Element>
+SplitRule split_rule_16_bit(const Plan &plan) {
+  return plan.tile == 64    ? decode_splits<Element, 64>(plan.hopper)
+         : plan.tile == 128 ? decode_splits<Element, 128>(plan.hopper)
+                            : decode_splits<Element, 256>(plan.hopper);
+}
+
+SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
+  return c.element == ORTFLASH_FLOAT16 ? split_rule_16_bit<__half>(plan) : split_rule_16_bit<__nv_bfloat16>(plan);
+}
+
 // Decode: splits of the keys, enough to fill the device.
-void plan_splits(const Device &device, Plan &plan) {
+void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   AttentionParams &p = plan.params;
   p.splits = 1;
   p.keys_per_split = std::max(p.keys, 1);
   if (plan.kernel != ORTFLASH_DECODE) return;
-  const SplitRule &rule = plan.candidate ? plan.candidate->splits : kSplitRule;
+  const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
   const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
   const int64_t filling =
       divide_up(rule.blocks_per_multiprocessor * device.multiprocessors, std::max<int64_t>(blocks, 1));
@@ -235,6 +244,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   plan = {};
   plan.params = params_of(c);
   plan.multiprocessors = device.multiprocessors;
+  plan.hopper = device.major == 9;
   plan_present(c, plan);
   plan_rules(c, plan);
   plan_access(c, plan.params);
@@ -247,7 +257,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
   if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
   plan_order(c, device, plan);
-  plan_splits(device, plan);
+  plan_splits(c, device, plan);
   return nullptr;
 }
 
@@ -268,9 +278,9 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
                      [&] { return launch_hopper<Element, 128>(p, plan.rules, plan.multiprocessors, stream); },
                      [&] { return launch_hopper<Element, 256>(p, plan.rules, plan.multiprocessors, stream); });
     case ORTFLASH_DECODE:
-      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, stream); },
-                     [&] { return launch_decode<Element, 128>(p, plan.rules, stream); },
-                     [&] { return launch_decode<Element, 256>(p, plan.rules, stream); });
+      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, plan.hopper, stream); },
+                     [&] { return launch_decode<Element, 128>(p, plan.rules, plan.hopper, stream); },
+                     [&] { return launch_decode<Element, 256>(p, plan.rules, plan.hopper, stream); });
     default:
       return launch_scalar<Element>(p, stream);
   }

@@ -1,19 +1,25 @@
 // Compiled once for each ORTFLASH_ELEMENT and ORTFLASH_HEAD_DIMENSION.
-#include "decode.cuh"
-#include "launch.h"
+#include "decode_launch.cuh"
 
 namespace ortflash {
 
 template <>
-cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
+SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(bool hopper) {
+  using Hopper = HopperDecodeTiles<ORTFLASH_HEAD_DIMENSION>;
+  return hopper && Hopper::kUsed ? Hopper::kSplits : DecodeTiles<ORTFLASH_HEAD_DIMENSION>::kSplits;
+}
+
+template <>
+cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules, bool hopper,
                                                                      cudaStream_t stream) {
+  using Hopper = HopperDecodeTiles<ORTFLASH_HEAD_DIMENSION>;
+  if constexpr (Hopper::kUsed) {
+    using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, Hopper>;
+    if (hopper)
+      return rules ? launch_decode_kernel<Kernel, true>(p, stream) : launch_decode_kernel<Kernel, false>(p, stream);
+  }
   using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
-  const int64_t row_tiles = divide_up(int64_t{p.queries} * p.heads_per_key, Kernel::kRows);
-  const int64_t blocks = row_tiles * p.splits * p.batch * p.key_heads;
-  const cudaError_t error = start(rules ? decode_attention<Kernel, true> : decode_attention<Kernel, false>, blocks,
-                                  Kernel::kThreads, Kernel::kSharedBytes, stream, p);
-  if (error != cudaSuccess || p.splits == 1) return error;
-  return launch_combine<ORTFLASH_ELEMENT>(p, stream);
+  return rules ? launch_decode_kernel<Kernel, true>(p, stream) : launch_decode_kernel<Kernel, false>(p, stream);
 }
 
 }  // namespace ortflash

@@ -7,32 +7,55 @@
 
 namespace ortflash {
 
+// How the results of a row's splits come together.
+enum class Combining {
+  kLaunch,      // a second kernel reads them from workspace
+  kOverlapped,  // the same, started while this one still runs (programmatic dependent launch, compute capability 9.0)
+  kCluster      // the splits, up to 16, are one cluster of blocks and read each other's shared memory (9.0); no workspace
+};
+
+struct DecodeDefaults {
+  static constexpr int kWarps = 4;
+  static constexpr Combining kCombining = Combining::kLaunch;
+  static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false};
+};
+
 template <int kHeadDimension>
 struct DecodeTiles;
 
 template <>
-struct DecodeTiles<64> {
+struct DecodeTiles<64> : DecodeDefaults {
   static constexpr int kStages = 6;
 };
 template <>
-struct DecodeTiles<128> {
+struct DecodeTiles<128> : DecodeDefaults {
   static constexpr int kStages = 3;
 };
 template <>
-struct DecodeTiles<256> {
+struct DecodeTiles<256> : DecodeDefaults {
   static constexpr int kStages = 3;
 };
 
-template <typename Element_, int kHeadDimension_>
+// On compute capability 9.0. Where these are not the ones above, they are compiled beside them.
+template <int kHeadDimension>
+struct HopperDecodeTiles : DecodeTiles<kHeadDimension> {
+  static constexpr bool kUsed = false;
+};
+
+template <typename Element_, int kHeadDimension_, typename Tiles_ = DecodeTiles<kHeadDimension_>>
 struct DecodeKernel {
   using Element = Element_;
-  static constexpr int kHeadDimension = kHeadDimension_, kWarps = 4, kThreads = 32 * kWarps;
-  static constexpr int kRows = 16, kKeys = 16, kStages = DecodeTiles<kHeadDimension>::kStages;
+  using Tiles = Tiles_;
+  static constexpr Combining kCombining = Tiles::kCombining;
+  static constexpr int kHeadDimension = kHeadDimension_, kWarps = Tiles::kWarps, kThreads = 32 * kWarps;
+  static constexpr int kRows = 16, kKeys = 16, kStages = Tiles::kStages;
   using Tile = SharedTile<Element, 16, kHeadDimension>;
   static constexpr int kStageBytes = 2 * Tile::kBytes;
   static constexpr int kPitch = kHeadDimension + 4;  // floats a row of a warp's result
+  static constexpr int kRowFloats = kPitch + 2;      // and its maximum and sum
   static constexpr int kStreamBytes = kWarps * kStages * kStageBytes;
-  static constexpr int kResultBytes = kWarps * 16 * (kPitch + 2) * 4;
+  // With a cluster, the block's merged rows follow those of its warps.
+  static constexpr int kResultBytes = (kWarps + (kCombining == Combining::kCluster)) * 16 * kRowFloats * 4;
   static constexpr int kSharedBytes = kStreamBytes > kResultBytes ? kStreamBytes : kResultBytes;
 };
 
@@ -41,7 +64,7 @@ template <typename Kernel>
 __device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,
                                    int split) {
   using Element = typename Kernel::Element;
-  constexpr int kRowFloats = Kernel::kPitch + 2;
+  constexpr int kRowFloats = Kernel::kRowFloats;
   for (int row = threadIdx.x / 32; row < 16; row += Kernel::kWarps) {
     const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
     if (i >= p.queries) continue;
@@ -65,6 +88,22 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
     const float lse = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
     const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
     const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
+    if constexpr (Kernel::kCombining == Combining::kCluster) {
+      if (p.splits > 1) {
+        float *merged = results + (Kernel::kWarps * 16 + row) * kRowFloats;
+        if (lane_id() == 0) {
+          merged[Kernel::kPitch] = highest;
+          merged[Kernel::kPitch + 1] = sum;
+        }
+        for (int d = lane_id(); d < p.value_dimension; d += 32) {
+          float total = 0.0f;
+#pragma unroll
+          for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
+          merged[d] = total;
+        }
+        continue;
+      }
+    }
     if (lane_id() == 0) {
       if (p.splits > 1) p.partial_softmax[split * rows + index] = make_float2(highest, sum);
       else if (p.log_sum_exp) p.log_sum_exp[index] = lse;
@@ -81,12 +120,60 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
   }
 }
 
+// Combines a cluster's splits, each element of the output by one thread of one of the blocks.
+template <typename Kernel>
+__device__ inline void combine_cluster(const AttentionParams &p, const float *results, int batch, int key_head,
+                                       int first_row, int split) {
+  using Element = typename Kernel::Element;
+  constexpr int kMostSplits = 16;
+  const float *merged = results + Kernel::kWarps * 16 * Kernel::kRowFloats;
+  const int rows = min(16, p.queries * p.heads_per_key - first_row);
+  ptx::cluster_arrive();
+  ptx::cluster_wait();  // every block's rows are there
+  for (int e = split * Kernel::kThreads + threadIdx.x; e < rows * p.value_dimension; e += p.splits * Kernel::kThreads) {
+    const int row = e / p.value_dimension, d = e % p.value_dimension;
+    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+    const float *mine = merged + row * Kernel::kRowFloats;
+    const float sink = sink_logit<Element>(p, h);
+    float maximum[kMostSplits], part_sum[kMostSplits], part[kMostSplits], highest = sink;
+#pragma unroll
+    for (int s = 0; s < kMostSplits; ++s) {
+      maximum[s] = kMinusInfinity;
+      part_sum[s] = part[s] = 0.0f;
+      if (s >= p.splits) continue;
+      maximum[s] = ptx::load_cluster(mine + Kernel::kPitch, s);
+      part_sum[s] = ptx::load_cluster(mine + Kernel::kPitch + 1, s);
+      part[s] = ptx::load_cluster(mine + d, s);
+    }
+#pragma unroll
+    for (int s = 0; s < kMostSplits; ++s) highest = fmaxf(highest, maximum[s]);
+    const float origin = highest == kMinusInfinity ? 0.0f : highest;
+    float sum = weight_of(sink - origin), total = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kMostSplits; ++s) {
+      const float share = weight_of(maximum[s] - origin);
+      sum += share * part_sum[s];
+      total += share * part[s];
+    }
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+    if (p.log_sum_exp && d == 0) {
+      p.log_sum_exp[(static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i] =
+          sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
+    }
+    static_cast<Element *>(p.output.data)[batch * p.output.batch + h * p.output.head + i * p.output.sequence +
+                                          d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
+  }
+  ptx::cluster_arrive();
+  ptx::cluster_wait();  // no block leaves while another reads its rows
+}
+
 template <typename Kernel, bool kRules>
 __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __grid_constant__ AttentionParams p) {
   using Element = typename Kernel::Element;
   using Tile = typename Kernel::Tile;
   constexpr int kHeadDimension = Kernel::kHeadDimension, kStages = Kernel::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
+  if constexpr (Kernel::kCombining == Combining::kOverlapped) ptx::launch_dependents();
   const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
   int block = blockIdx.x;
   const int split = block % p.splits;
@@ -216,15 +303,19 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   }
   __syncthreads();
   merge_warps<Kernel>(p, results, batch, key_head, first_row, split);
+  if constexpr (Kernel::kCombining == Combining::kCluster) {
+    if (p.splits > 1) combine_cluster<Kernel>(p, results, batch, key_head, first_row, split);
+  }
 }
 
 // The splits' results → output, a block a row: Σ exp(maximum_s − highest)·output_s over the like sum of the splits' sums and
 // the sink's. Maximum and sum travel apart: beside a maximum of −3.4e38 the logarithm of a sum would be lost.
 constexpr int kCombineThreads = 256;
 
-template <typename Element>
+template <typename Element, bool kOverlapped>
 __global__ void __launch_bounds__(kCombineThreads) combine_splits(const __grid_constant__ AttentionParams p) {
   extern __shared__ float weights[];  // (splits), then (warps, Dv)
+  if constexpr (kOverlapped) ptx::wait_for_prerequisites();
   __shared__ float shares[kCombineThreads / 32];
   const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries, index = blockIdx.x;
   const int i = index % p.queries, h = index / p.queries % p.query_heads, b = index / p.queries / p.query_heads;

@@ -15,8 +15,12 @@ cudaError_t launch_ampere(const AttentionParams &p, bool rules, cudaStream_t str
 template <typename Element, int kHeadDimension>
 cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);
 
+// `hopper`: on a device of compute capability 9.0.
 template <typename Element, int kHeadDimension>
-cudaError_t launch_decode(const AttentionParams &p, bool rules, cudaStream_t stream);
+cudaError_t launch_decode(const AttentionParams &p, bool rules, bool hopper, cudaStream_t stream);
+
+template <typename Element, int kHeadDimension>
+SplitRule decode_splits(bool hopper);
 
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
@@ -24,8 +28,9 @@ cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
 template <typename Element>
 cudaError_t launch_scalar(const AttentionParams &p, cudaStream_t stream);
 
+// `overlapped`: started while the kernel before it still runs, for which it waits itself (compute capability 9.0).
 template <typename Element>
-cudaError_t launch_combine(const AttentionParams &p, cudaStream_t stream);
+cudaError_t launch_combine(const AttentionParams &p, bool overlapped, cudaStream_t stream);
 
 // One of keys and values: where it comes from and goes to.
 struct AppendParams {
@@ -38,13 +43,6 @@ struct AppendParams {
 
 // present = past followed by added, for keys and values in one launch.
 cudaError_t launch_append(const AppendParams &key, const AppendParams &value, cudaStream_t stream);
-
-// How the decode kernel cuts the keys.
-struct SplitRule {
-  int blocks_per_multiprocessor;  // to aim for
-  int least_keys, most_splits;
-  bool power_of_two;
-};
 
 // A kernel with other tiles than the tables', to be compared with them. The library has none; the harness links some.
 struct Candidate {
@@ -61,19 +59,63 @@ constexpr int kFirstCandidate = 100;
 // The candidate with this kernel number, or null.
 const Candidate *find_candidate(int kernel);
 
-// Starts a kernel with this much dynamic shared memory.
+// What a launch may ask for beyond its grid (compute capability 9.0).
+struct LaunchOptions {
+  int cluster = 1;          // blocks a cluster
+  bool overlapped = false;  // start while the kernel before it in the stream still runs
+};
+
+// Lets a kernel use this much dynamic shared memory.
+inline cudaError_t allow_shared_memory(const void *function, int shared_bytes) {
+  return shared_bytes <= 48 * 1024
+             ? cudaSuccess
+             : cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+}
+
+// Starts a kernel.
 template <typename... Formal, typename... Actual>
 cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int shared_bytes, cudaStream_t stream,
                   const Actual &...arguments) {
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const auto *function = reinterpret_cast<const void *>(kernel);
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_memory(function, shared_bytes);
+  if (error != cudaSuccess) return error;
   const void *pointers[] = {&arguments...};
   return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads),
                           const_cast<void **>(pointers), shared_bytes, stream);
+}
+
+// Starts a kernel with options.
+template <typename... Formal, typename... Actual>
+cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), int64_t blocks, int threads,
+                       int shared_bytes, cudaStream_t stream, const Actual &...arguments) {
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  const auto *function = reinterpret_cast<const void *>(kernel);
+  cudaError_t error = allow_shared_memory(function, shared_bytes);
+  // More than eight blocks a cluster are not for every device: whoever asks for them has to know its own.
+  if (error == cudaSuccess && options.cluster > 8)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  if (options.cluster > 1) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(options.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (options.overlapped) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  const void *pointers[] = {&arguments...};
+  return cudaLaunchKernelExC(&config, function, const_cast<void **>(pointers));
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

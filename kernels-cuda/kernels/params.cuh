@@ -37,4 +37,11 @@ struct AttentionParams {
   float2 *partial_softmax;  // (splits, B·query heads·queries): maximum and sum
 };
 
+// How the decode kernel cuts the keys.
+struct SplitRule {
+  int blocks_per_multiprocessor;  // to aim for
+  int least_keys, most_splits;
+  bool power_of_two;
+};
+
 }  // namespace ortflash

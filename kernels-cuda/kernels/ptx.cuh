@@ -131,4 +131,47 @@ __device__ inline void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- Hopper: clusters of blocks, and launches that overlap; none of it in code for older devices ------------------
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define ORTFLASH_FROM_90(...) __trap()
+#else
+#define ORTFLASH_FROM_90(...) __VA_ARGS__
+#endif
+
+// Arrives at the cluster's barrier; makes this thread's stores to shared memory visible to those that wait.
+__device__ inline void cluster_arrive() {
+  ORTFLASH_FROM_90(asm volatile("barrier.cluster.arrive.release;" ::: "memory"));
+}
+
+// Waits until all threads of the cluster have arrived.
+__device__ inline void cluster_wait() {
+  ORTFLASH_FROM_90(asm volatile("barrier.cluster.wait.acquire;" ::: "memory"));
+}
+
+// What another block of the cluster has at the place of `shared`.
+__device__ inline float load_cluster(const float *shared, int block) {
+  float x = 0.0f;
+  ORTFLASH_FROM_90(asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n}"
+      : "=f"(x)
+      : "r"(shared_address(shared)), "r"(block)
+      : "memory"));
+  return x;
+}
+
+// Lets the next kernel of the stream start, if it was launched to overlap with this one.
+__device__ inline void launch_dependents() {
+  ORTFLASH_FROM_90(asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));
+}
+
+// Waits until the kernels that this one overlaps with have ended and what they wrote is visible.
+__device__ inline void wait_for_prerequisites() {
+  ORTFLASH_FROM_90(asm volatile("griddepcontrol.wait;" ::: "memory"));
+}
+
+#undef ORTFLASH_FROM_90
+
 }  // namespace ortflash::ptx
