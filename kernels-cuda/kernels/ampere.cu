@@ -1,6 +1,5 @@
 // Compiled once for each ORTFLASH_ELEMENT and ORTFLASH_HEAD_DIMENSION.
-#include "ampere.cuh"
-#include "launch.h"
+#include "ampere_launch.cuh"
 
 namespace ortflash {
 
@@ -8,10 +7,7 @@ template <>
 cudaError_t launch_ampere<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
                                                                      cudaStream_t stream) {
   using Kernel = AmpereKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
-  const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
-  return start(rules ? ampere_attention<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, true>
-                     : ampere_attention<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, false>,
-               blocks, Kernel::kThreads, Kernel::kSharedBytes, stream, p);
+  return rules ? launch_ampere_kernel<Kernel, true>(p, stream) : launch_ampere_kernel<Kernel, false>(p, stream);
 }
 
 }  // namespace ortflash

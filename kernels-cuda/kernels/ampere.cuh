@@ -6,34 +6,43 @@
 
 namespace ortflash {
 
+// What tiles may add to their sizes.
+struct AmpereDefaults {
+  static constexpr int kStages = 1;  // steps in shared memory; with 2, one barrier a step and a whole step for each copy
+  static constexpr int kBlocks = 0;  // blocks a multiprocessor that registers have to suffice for; 0: whatever they do
+  static constexpr bool kQueryInRegisters = false;
+  static constexpr bool kLean = false;  // served by the kernel of ampere_lean.cuh; without it the values above have no use
+};
+
 template <int kHeadDimension>
 struct AmpereTiles;
 
 // kRowTiles: 16-row tiles a warp holds; two of them read each key fragment once for 32 rows.
 template <>
-struct AmpereTiles<64> {
+struct AmpereTiles<64> : AmpereDefaults {
   static constexpr int kWarps = 4, kRowTiles = 2, kKeys = 64;
 };
 template <>
-struct AmpereTiles<128> {
+struct AmpereTiles<128> : AmpereDefaults {
   static constexpr int kWarps = 4, kRowTiles = 2, kKeys = 64;
 };
 template <>
-struct AmpereTiles<256> {
+struct AmpereTiles<256> : AmpereDefaults {
   static constexpr int kWarps = 8, kRowTiles = 1, kKeys = 64;
 };
 
-template <typename Element_, int kHeadDimension>
+template <typename Element_, int kHeadDimension_, typename Tiles_ = AmpereTiles<kHeadDimension_>>
 struct AmpereKernel {
   using Element = Element_;
-  using Tiles = AmpereTiles<kHeadDimension>;
+  using Tiles = Tiles_;
+  static constexpr int kHeadDimension = kHeadDimension_;
   static constexpr int kThreads = Tiles::kWarps * 32;
   static constexpr int kRows = Tiles::kWarps * Tiles::kRowTiles * 16;
   static constexpr int kKeys = Tiles::kKeys;
   static constexpr int kRowTiles = Tiles::kRowTiles;
   using QueryTile = SharedTile<Element, kRows, kHeadDimension>;
   using KeyTile = SharedTile<Element, kKeys, kHeadDimension>;
-  static constexpr int kSharedBytes = QueryTile::kBytes + 2 * KeyTile::kBytes;
+  static constexpr int kSharedBytes = QueryTile::kBytes + 2 * Tiles::kStages * KeyTile::kBytes;
 };
 
 // S = Q·Kᵀ for the warp's rows.

@@ -370,10 +370,12 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           wgmma::wait<0>();
           wgmma::pin(output);
           release_value();
+          if (!Kernel::Tiles::kLazyRescale || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
-          for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
+            for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
+              for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
+            }
           }
           to_operand<Element>(scores, weights);
         }

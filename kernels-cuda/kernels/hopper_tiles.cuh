@@ -19,6 +19,8 @@ struct HopperDefaults {
   static constexpr bool kSeparateEdges = false;
   // Causal blocks draw their work from a counter, which takes a memset before each call; else by turns.
   static constexpr bool kCountsWork = true;
+  // Outputs are rescaled only where a row's maximum has changed.
+  static constexpr bool kLazyRescale = false;
   // Scores take an additive mask that the producer brings to shared memory: see add_bias().
   static constexpr bool kBias = false;
 };

@@ -63,4 +63,46 @@ struct SharedTile {
   }
 };
 
+// Fills tiles from a matrix whose rows can be read 16 bytes at a time, by kThreads threads. What follows from the thread is
+// worked out once: each copies the same piece of every kStep-th row, whose place in the swizzle is then the same, too.
+template <typename Element, int kRows, int kColumns, int kThreads>
+struct TileCopy {
+  using Tile = SharedTile<Element, kRows, kColumns>;
+  static constexpr int kStep = kThreads / Tile::kPieces;  // rows between two copies of a thread
+  static_assert(kStep % 8 == 0 && kRows % kStep == 0);
+  const Element *source;  // the thread's piece of its first row
+  int64_t row_stride;
+  int row;
+  uint32_t offset;  // bytes, into a tile
+  bool take;
+
+  __device__ TileCopy(const Element *matrix, int64_t row_stride, int column_limit, int thread)
+      : row_stride(row_stride), row(thread / Tile::kPieces) {
+    const int index = thread % Tile::kPieces;
+    take = index * 8 < column_limit;
+    source = matrix + row * row_stride + (take ? index * 8 : 0);
+    offset = ((index & ~7) | ((index ^ row) & 7)) * 16 + row * kColumns * 2;
+  }
+
+  // Rows first_row.., zeros from row_limit on.
+  __device__ void load(const Tile &tile, int first_row, int row_limit) const {
+    const Element *from = source + first_row * row_stride;
+    const uint32_t to = ptx::shared_address(tile.data) + offset;
+    if (first_row + kRows <= row_limit) {
+#pragma unroll
+      for (int n = 0; n < kRows / kStep; ++n) {
+        ptx::copy_async_16(to + n * kStep * kColumns * 2, from, take);
+        from += kStep * row_stride;
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < kRows / kStep; ++n) {
+        const bool inside = first_row + row + n * kStep < row_limit;
+        ptx::copy_async_16(to + n * kStep * kColumns * 2, inside ? from : source, take && inside);
+        from += kStep * row_stride;
+      }
+    }
+  }
+};
+
 }  // namespace ortflash

@@ -12,6 +12,11 @@ struct Skipping : HopperDefaults {
   static constexpr bool kSkipsHidden = true, kSeparateEdges = true, kTurns = kInTurns, kCountsWork = kCounter;
 };
 
+// The table's own tiles.
+struct Lazy : HopperTiles<ORTFLASH_HEAD_DIMENSION, false> {
+  static constexpr bool kLazyRescale = true, kSeparateEdges = true;
+};
+
 template <int kWarpgroups, int kStepKeys>
 struct Bias : HopperDefaults {
   static constexpr int kConsumers = kWarpgroups, kKeys = kStepKeys, kStages = 2;
@@ -32,6 +37,7 @@ template <>
 void add_hopper_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
   constexpr int kHeadDimension = ORTFLASH_HEAD_DIMENSION;
   constexpr bool kHalf = std::is_same_v<ORTFLASH_ELEMENT, __half>;
+  if constexpr (kHalf) all.push_back(hopper<Lazy>("lazy rescale"));
   if constexpr (kHeadDimension == 64) {
     all.push_back(hopper<Bias<3, 128>>("bias, 3 warpgroups"));
     all.push_back(hopper<Bias<2, 128>>("bias, 2 warpgroups"));

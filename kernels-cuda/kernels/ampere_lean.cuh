@@ -1,0 +1,253 @@
+// The Ampere kernel again, with less beside the products: addresses of copies worked out once, fragments asked for one
+// product ahead, edges of visible ranges looked for by the whole block, outputs not rescaled where no maximum has changed;
+// and with two stages one barrier a step, each copy having a whole step to arrive.
+#pragma once
+#include "ampere.cuh"
+
+namespace ortflash {
+
+// The warp's rows of Q as operands: read from shared memory where they are needed, or once.
+template <typename Kernel>
+struct QueryOperand {
+  const typename Kernel::QueryTile &tile;
+  int first_row;
+  uint32_t held[Kernel::Tiles::kQueryInRegisters ? Kernel::kHeadDimension / 16 : 1][Kernel::kRowTiles][4];
+
+  __device__ void hold() {
+    if constexpr (Kernel::Tiles::kQueryInRegisters) {
+#pragma unroll
+      for (int d = 0; d < Kernel::kHeadDimension / 16; ++d) {
+#pragma unroll
+        for (int t = 0; t < Kernel::kRowTiles; ++t) tile.load_a(held[d][t], first_row + 16 * t, 16 * d);
+      }
+    }
+  }
+
+  __device__ void get(uint32_t (&a)[Kernel::kRowTiles][4], int d) const {
+#pragma unroll
+    for (int t = 0; t < Kernel::kRowTiles; ++t) {
+      if constexpr (Kernel::Tiles::kQueryInRegisters) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) a[t][e] = held[d][t][e];
+      } else {
+        tile.load_a(a[t], first_row + 16 * t, 16 * d);
+      }
+    }
+  }
+};
+
+// S = Q·Kᵀ for the warp's rows, fragments asked for one product ahead.
+template <typename Kernel>
+__device__ inline void multiply_query_key_ahead(ScoreFragment<Kernel::kKeys> (&scores)[Kernel::kRowTiles],
+                                                const QueryOperand<Kernel> &query,
+                                                const typename Kernel::KeyTile &key) {
+  constexpr int kAcross = Kernel::kKeys / 16, kAlong = Kernel::kHeadDimension / 16;
+  uint32_t a[2][Kernel::kRowTiles][4], b[2][4];
+  query.get(a[0], 0);
+  key.load_b_from_rows(b[0], 0, 0);
+#pragma unroll
+  for (int t = 0; t < Kernel::kRowTiles; ++t) {
+#pragma unroll
+    for (int j = 0; j < Kernel::kKeys / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[t].value[j][e] = 0.0f;
+    }
+  }
+#pragma unroll
+  for (int d = 0; d < kAlong; ++d) {
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+      const int now = (d * kAcross + j) % 2;
+      if (j + 1 < kAcross) {
+        key.load_b_from_rows(b[now ^ 1], 16 * (j + 1), 16 * d);
+      } else if (d + 1 < kAlong) {
+        query.get(a[(d + 1) % 2], d + 1);
+        key.load_b_from_rows(b[now ^ 1], 0, 16 * (d + 1));
+      }
+#pragma unroll
+      for (int t = 0; t < Kernel::kRowTiles; ++t) {
+        multiply_16x8x16<typename Kernel::Element>(scores[t].value[2 * j], a[d % 2][t], b[now][0], b[now][1]);
+        multiply_16x8x16<typename Kernel::Element>(scores[t].value[2 * j + 1], a[d % 2][t], b[now][2], b[now][3]);
+      }
+    }
+  }
+}
+
+// O += P·V for the warp's rows, fragments asked for one product ahead.
+template <typename Kernel>
+__device__ inline void multiply_weight_value_ahead(float (&output)[Kernel::kRowTiles][Kernel::kHeadDimension / 8][4],
+                                                   const uint32_t (&weights)[Kernel::kRowTiles][Kernel::kKeys / 16][4],
+                                                   const typename Kernel::KeyTile &value) {
+  constexpr int kAcross = Kernel::kHeadDimension / 16, kAlong = Kernel::kKeys / 16;
+  uint32_t b[2][4];
+  value.load_b(b[0], 0, 0);
+#pragma unroll
+  for (int k = 0; k < kAlong; ++k) {
+#pragma unroll
+    for (int d = 0; d < kAcross; ++d) {
+      const int now = (k * kAcross + d) % 2;
+      if (d + 1 < kAcross) value.load_b(b[now ^ 1], 16 * k, 16 * (d + 1));
+      else if (k + 1 < kAlong) value.load_b(b[now ^ 1], 16 * (k + 1), 0);
+#pragma unroll
+      for (int t = 0; t < Kernel::kRowTiles; ++t) {
+        multiply_16x8x16<typename Kernel::Element>(output[t][2 * d], weights[t][k], b[now][0], b[now][1]);
+        multiply_16x8x16<typename Kernel::Element>(output[t][2 * d + 1], weights[t][k], b[now][2], b[now][3]);
+      }
+    }
+  }
+}
+
+template <typename Kernel, bool kRules>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::Tiles::kBlocks)
+    ampere_lean_attention(const __grid_constant__ AttentionParams p) {
+  using Element = typename Kernel::Element;
+  using Tiles = typename Kernel::Tiles;
+  constexpr int kHeadDimension = Kernel::kHeadDimension;
+  constexpr int kKeys = Kernel::kKeys, kRowTiles = Kernel::kRowTiles, kThreads = Kernel::kThreads;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const typename Kernel::QueryTile query_tile{reinterpret_cast<Element *>(shared)};
+  const typename Kernel::KeyTile first_keys{reinterpret_cast<Element *>(shared + Kernel::QueryTile::kBytes)};
+  const typename Kernel::KeyTile first_values{first_keys.data + kKeys * kHeadDimension};
+  constexpr int kStageElements = Tiles::kStages > 1 ? 2 * kKeys * kHeadDimension : 0;
+  auto key_tile = [&](int stage) { return typename Kernel::KeyTile{first_keys.data + stage * kStageElements}; };
+  auto value_tile = [&](int stage) { return typename Kernel::KeyTile{first_values.data + stage * kStageElements}; };
+
+  const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows;
+  const int tile = tiles - 1 - blockIdx.x % tiles;  // causal: the longest first
+  const int head = blockIdx.x / tiles % p.query_heads, batch = blockIdx.x / tiles / p.query_heads;
+  const int first_query = tile * Kernel::kRows, last_query = min(first_query + Kernel::kRows, p.queries) - 1;
+  const int first_row = threadIdx.x / 32 * 16 * kRowTiles;
+  const int key_head = head / p.heads_per_key;
+  auto base = [&](const OrtFlashTensor &t, int h) {
+    return static_cast<Element *>(t.data) + batch * t.batch + h * t.head;
+  };
+  const Element *query = base(p.query, head), *key = base(p.key, key_head), *value = base(p.value, key_head);
+
+  const Visibility visibility(p, batch);
+  const KeyRange visit = visibility.to_visit(p, first_query, last_query);
+  const int readable = visibility.readable_values(p);
+  using Copy = TileCopy<Element, kKeys, kHeadDimension, kThreads>;
+  const Copy copy_keys(key, p.key.sequence, p.head_dimension, threadIdx.x);
+  const Copy copy_values(value, p.value.sequence, p.value_dimension, threadIdx.x);
+  auto load_keys = [&](int first, int stage) {
+    if (p.wide_loads) {
+      copy_keys.load(key_tile(stage), first, p.keys);
+    } else {
+      key_tile(stage).template load<kThreads>(key, p.key.sequence, p.key.dimension, first, p.keys, p.head_dimension,
+                                              p.wide_loads, threadIdx.x);
+    }
+    ptx::copy_async_commit();
+  };
+  auto load_values = [&](int first, int stage) {
+    if (p.wide_loads) {
+      copy_values.load(value_tile(stage), first, readable);
+    } else {
+      value_tile(stage).template load<kThreads>(value, p.value.sequence, p.value.dimension, first, readable,
+                                                p.value_dimension, p.wide_loads, threadIdx.x);
+    }
+    ptx::copy_async_commit();
+  };
+
+  RowSoftmax<kRules> softmax[kRowTiles];
+  float output[kRowTiles][kHeadDimension / 8][4] = {};
+  FragmentRows rows[kRowTiles];
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rows[t].query[r] = first_query + first_row + 16 * t + lane_id() / 4 + 8 * r;
+      rows[t].head[r] = head;
+    }
+  }
+
+  // Keys that every query of the block sees: steps within them need no look at ranges.
+  const KeyRange seen_by_all{visibility.of(last_query).begin, visibility.of(first_query).end};
+  auto to_weights = [&](int first_key, ScoreFragment<kKeys>(&scores)[kRowTiles],
+                        uint32_t(&weights)[kRowTiles][kKeys / 16][4]) {
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+      if constexpr (!kRules) {
+        if (first_key < seen_by_all.begin || first_key + kKeys > seen_by_all.end) {
+          const KeyRange range[2] = {visibility.of(rows[t].query[0]), visibility.of(rows[t].query[1])};
+          if (range[1].begin > first_key) hide_before(scores[t], range, first_key);
+          if (range[0].end < first_key + kKeys) hide_after(scores[t], range, first_key);
+        }
+      } else {
+        const KeyRange range[2] = {visibility.of(rows[t].query[0]), visibility.of(rows[t].query[1])};
+        MaskFragment<kKeys> mask;
+        if (p.mask.kind != ORTFLASH_MASK_NONE) {
+          mask.load(p, batch, rows[t], first_key);
+          mask.settle(p);
+        }
+        apply_rules<Element>(scores[t], p, range, mask, first_key);
+      }
+      float rescale[2];
+      softmax[t].update(scores[t], p.scale, rescale);
+      if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+        for (int d = 0; d < kHeadDimension / 8; ++d) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) output[t][d][e] *= rescale[e / 2];
+        }
+      }
+      to_operand<Element>(scores[t], weights[t]);
+    }
+  };
+
+  const int begin = visit.begin / kKeys * kKeys;
+  QueryOperand<Kernel> operand{query_tile, first_row};
+  if (begin < visit.end) {
+    query_tile.template load<kThreads>(query, p.query.sequence, p.query.dimension, first_query, p.queries,
+                                       p.head_dimension, p.wide_loads, threadIdx.x);
+    load_keys(begin, 0);
+    if constexpr (Tiles::kStages > 1) load_values(begin, 0);
+    if constexpr (Tiles::kQueryInRegisters) {
+      ptx::copy_async_wait<0>();
+      __syncthreads();
+      operand.hold();
+    }
+  }
+  int stage = 0;
+  for (int first_key = begin; first_key < visit.end; first_key += kKeys) {
+    ScoreFragment<kKeys> scores[kRowTiles];
+    uint32_t weights[kRowTiles][kKeys / 16][4];
+    const bool last = first_key + kKeys >= visit.end;
+    ptx::copy_async_wait<0>();
+    __syncthreads();  // the keys are there, and no warp reads the last values any more
+    if constexpr (Tiles::kStages > 1) {
+      if (!last) {
+        load_keys(first_key + kKeys, stage ^ 1);
+        load_values(first_key + kKeys, stage ^ 1);
+      }
+      multiply_query_key_ahead<Kernel>(scores, operand, key_tile(stage));
+    } else {
+      load_values(first_key, 0);
+      multiply_query_key_ahead<Kernel>(scores, operand, key_tile(0));
+      ptx::copy_async_wait<0>();
+      __syncthreads();  // the values are there, and no warp reads these keys any more
+      if (!last) load_keys(first_key + kKeys, 0);
+    }
+    to_weights(first_key, scores, weights);
+    multiply_weight_value_ahead<Kernel>(output, weights, value_tile(stage));
+    if constexpr (Tiles::kStages > 1) stage ^= 1;
+  }
+
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+    float factor[2];
+    Element *row[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int i = rows[t].query[r];
+      float lse;
+      factor[r] = softmax[t].finish(r, p.scale, sink_logit<Element>(p, head), lse);
+      row[r] = i < p.queries ? base(p.output, head) + i * p.output.sequence : nullptr;
+      if (p.log_sum_exp && i < p.queries && lane_column() == 0) {
+        p.log_sum_exp[(static_cast<int64_t>(batch) * p.query_heads + head) * p.queries + i] = lse;
+      }
+    }
+    store_rows<Element, kHeadDimension>(output[t], factor, row, p);
+  }
+}
+
+}  // namespace ortflash
