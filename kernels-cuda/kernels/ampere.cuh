@@ -31,6 +31,11 @@ struct AmpereTiles<256> : AmpereDefaults {
   static constexpr int kWarps = 8, kRowTiles = 1, kKeys = 64;
 };
 
+// For devices whose blocks have 99 KiB of shared memory (8.6, 8.9, 12.0), where the tiles above take more.
+struct AmpereSmallTiles : AmpereDefaults {
+  static constexpr int kWarps = 8, kRowTiles = 1, kKeys = 32;
+};
+
 template <typename Element_, int kHeadDimension_, typename Tiles_ = AmpereTiles<kHeadDimension_>>
 struct AmpereKernel {
   using Element = Element_;
@@ -97,10 +102,10 @@ __device__ inline void multiply_weight_value(float (&output)[Kernel::kRowTiles][
 }
 
 // kRules: scores go through softcap, mask or a finite masked_value; else only ranges of visible keys matter.
-template <typename Element, int kHeadDimension, bool kRules>
-__global__ void __launch_bounds__(AmpereKernel<Element, kHeadDimension>::kThreads)
-    ampere_attention(const __grid_constant__ AttentionParams p) {
-  using Kernel = AmpereKernel<Element, kHeadDimension>;
+template <typename Kernel, bool kRules>
+__global__ void __launch_bounds__(Kernel::kThreads) ampere_attention(const __grid_constant__ AttentionParams p) {
+  using Element = typename Kernel::Element;
+  constexpr int kHeadDimension = Kernel::kHeadDimension;
   constexpr int kKeys = Kernel::kKeys, kRowTiles = Kernel::kRowTiles, kThreads = Kernel::kThreads;
   extern __shared__ __align__(128) unsigned char shared[];
   const typename Kernel::QueryTile query_tile{reinterpret_cast<Element *>(shared)};

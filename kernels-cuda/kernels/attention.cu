@@ -2,7 +2,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ampere.cuh"
+#include "decode.cuh"
+#include "float32.cuh"
 #include "launch.h"
+#include "scalar.cuh"
 
 namespace ortflash {
 
@@ -18,6 +22,7 @@ struct Plan {
   bool rules;
   bool counts_work;  // blocks draw their work from a counter
   bool hopper;       // the device is of compute capability 9.0
+  bool small;        // it has too little shared memory for the Ampere kernel's own tiles
   int multiprocessors;
   AttentionParams params;
   // Byte offsets into workspace.
@@ -25,7 +30,7 @@ struct Plan {
 };
 
 struct Device {
-  int major, multiprocessors, l2_bytes;
+  int major, multiprocessors, l2_bytes, shared_bytes;  // shared memory: what one block can have
 };
 
 cudaError_t read_device(Device &device) {
@@ -37,6 +42,7 @@ cudaError_t read_device(Device &device) {
   read(device.major, cudaDevAttrComputeCapabilityMajor);
   read(device.multiprocessors, cudaDevAttrMultiProcessorCount);
   read(device.l2_bytes, cudaDevAttrL2CacheSize);
+  read(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   return error;
 }
 
@@ -85,11 +91,45 @@ bool is_box_readable(const OrtFlashTensor &t, const OrtFlashAttention &c, int he
          fits(t.head, heads) && fits(t.sequence, rows);
 }
 
+int tile_of(const AttentionParams &p) {
+  const int widest = std::max(p.head_dimension, p.value_dimension);
+  return widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+}
+
+// Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
+int shared_bytes(int kernel, const AttentionParams &p, bool small) {
+  const auto by_tile = [&](int narrow, int middle, int wide) {
+    return tile_of(p) == 64 ? narrow : tile_of(p) == 128 ? middle : wide;
+  };
+  switch (kernel) {
+    case ORTFLASH_SCALAR:
+      return kScalarWarps * p.value_dimension * static_cast<int>(sizeof(float));
+    case ORTFLASH_FLOAT32_TILED:
+      return by_tile(sizeof(Float32Kernel<64>::Shared), sizeof(Float32Kernel<128>::Shared),
+                     sizeof(Float32Kernel<256>::Shared));
+    case ORTFLASH_AMPERE:
+      return by_tile(AmpereKernel<__half, 64>::kSharedBytes, AmpereKernel<__half, 128>::kSharedBytes,
+                     small ? AmpereKernel<__half, 256, AmpereSmallTiles>::kSharedBytes
+                           : AmpereKernel<__half, 256>::kSharedBytes);
+    case ORTFLASH_DECODE:
+      return by_tile(DecodeKernel<__half, 64>::kSharedBytes, DecodeKernel<__half, 128>::kSharedBytes,
+                     DecodeKernel<__half, 256>::kSharedBytes);
+    default:
+      return 0;
+  }
+}
+
+bool fits(int kernel, const AttentionParams &p, const Device &device) {
+  return shared_bytes(kernel, p, true) <= device.shared_bytes;
+}
+
 int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
   const int widest = std::max(p.head_dimension, p.value_dimension);
   if (widest > 256) return ORTFLASH_SCALAR;
-  if (c.element == ORTFLASH_FLOAT32) return ORTFLASH_FLOAT32_TILED;
-  if (p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32) return ORTFLASH_DECODE;
+  if (c.element == ORTFLASH_FLOAT32)
+    return fits(ORTFLASH_FLOAT32_TILED, p, device) ? ORTFLASH_FLOAT32_TILED : ORTFLASH_SCALAR;
+  const bool few_rows = p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32;
+  if (few_rows && fits(ORTFLASH_DECODE, p, device)) return ORTFLASH_DECODE;
   const bool hopper = device.major == 9 && p.keys > 0 && is_box_readable(p.query, c, p.query_heads, p.queries) &&
                       is_box_readable(p.key, c, p.key_heads, p.keys) &&
                       is_box_readable(p.value, c, p.key_heads, p.keys);
@@ -253,8 +293,9 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
                 : c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, plan.params, device)
                                                  : c.kernel;
   if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
-  const int widest = std::max(c.head_dimension, c.value_dimension);
-  plan.tile = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+  if (!fits(plan.kernel, plan.params, device)) return "the device's blocks have too little shared memory";
+  plan.tile = tile_of(plan.params);
+  plan.small = shared_bytes(ORTFLASH_AMPERE, plan.params, false) > device.shared_bytes;
   if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
   plan_order(c, device, plan);
   plan_splits(c, device, plan);
@@ -270,9 +311,9 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
   if (plan.candidate) return plan.candidate->launch(p, plan.multiprocessors, stream);
   switch (plan.kernel) {
     case ORTFLASH_AMPERE:
-      return by_tile([&] { return launch_ampere<Element, 64>(p, plan.rules, stream); },
-                     [&] { return launch_ampere<Element, 128>(p, plan.rules, stream); },
-                     [&] { return launch_ampere<Element, 256>(p, plan.rules, stream); });
+      return by_tile([&] { return launch_ampere<Element, 64>(p, plan.rules, plan.small, stream); },
+                     [&] { return launch_ampere<Element, 128>(p, plan.rules, plan.small, stream); },
+                     [&] { return launch_ampere<Element, 256>(p, plan.rules, plan.small, stream); });
     case ORTFLASH_HOPPER:
       return by_tile([&] { return launch_hopper<Element, 64>(p, plan.rules, plan.multiprocessors, stream); },
                      [&] { return launch_hopper<Element, 128>(p, plan.rules, plan.multiprocessors, stream); },

@@ -9,8 +9,9 @@
 namespace ortflash {
 
 // `rules`: scores go through softcap, a mask or a finite masked_value. All enqueue on `stream` and return at once.
+// `small`: with AmpereSmallTiles, at head dimension 256.
 template <typename Element, int kHeadDimension>
-cudaError_t launch_ampere(const AttentionParams &p, bool rules, cudaStream_t stream);
+cudaError_t launch_ampere(const AttentionParams &p, bool rules, bool small, cudaStream_t stream);
 
 template <typename Element, int kHeadDimension>
 cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);

@@ -99,4 +99,11 @@ struct Strided {
   }
 };
 
+// What a random call has to be like for a candidate kernel (candidates/) to serve it.
+struct Wish {
+  int element, dimension;  // OrtFlashElement; the tile's: the call's are of it
+  bool bias;               // an additive mask with rows of 16-byte pieces; else nothing between product and softmax
+  bool few_queries;
+};
+
 }  // namespace harness

@@ -3,6 +3,7 @@
 //   harness [--cases N] [--seed N] [--kernel K]   random calls through every kernel that serves them, or through one
 //                                                 (OrtFlashKernel in ortflash_attention.h)
 //   harness --time [--kernel K]                   forward and decode speed of the kernels, as a table
+//   harness --candidates                          checks every candidate kernel, then times it beside the table's own
 //
 // An output element may differ by a few roundings of the element type, weighed with Σ p·|v|; NaN never passes; output
 // memory is poisoned before, and what lies between and beyond its elements has to stay poison.
@@ -12,8 +13,10 @@
 #include <map>
 #include <memory>
 
-#include "reference.cuh"
+#include "candidates/candidates.h"
 #include "case.h"
+#include "reference.cuh"
+#include "timing.h"
 
 namespace harness {
 
@@ -41,17 +44,21 @@ void fill(Random &random, Buffer &buffer, const Strided &layout, int element, in
   buffer.upload();
 }
 
-void add_mask(Random &random, Case &made) {
+void add_mask(Random &random, Case &made, const Wish *wish) {
   OrtFlashAttention &c = made.call;
   const int keys = c.past_keys + c.new_keys;
-  c.mask.kind = chance(random, 0.5) ? ORTFLASH_MASK_BOOLEAN : ORTFLASH_MASK_ADDITIVE;
+  c.mask.kind = chance(random, 0.5) && !wish ? ORTFLASH_MASK_BOOLEAN : ORTFLASH_MASK_ADDITIVE;
   const int element = c.mask.kind == ORTFLASH_MASK_BOOLEAN ? -1 : c.element;
   const int period = c.batch % 2 == 0 && chance(random, 0.3) ? 2 : c.batch;
-  const int sizes[4] = {chance(random, 0.5) ? 1 : period, chance(random, 0.5) ? 1 : c.query_heads,
+  int sizes[4] = {chance(random, 0.5) ? 1 : period, chance(random, 0.5) ? 1 : c.query_heads,
                         chance(random, 0.3) ? 1 : c.queries,
                         chance(random, 0.1)   ? 1
                         : chance(random, 0.2) ? between(random, 1, keys)
                                               : keys};
+  if (wish) {
+    sizes[2] = c.queries;
+    sizes[3] = chance(random, 0.8) ? keys : 8 * between(random, 1, keys / 8);
+  }
   const bool broadcast_keys = sizes[3] == 1 && keys != 1;
   c.mask.batches = sizes[0];
   c.mask.keys = broadcast_keys ? keys : sizes[3];
@@ -73,24 +80,48 @@ void add_mask(Random &random, Case &made) {
   c.mask.data = made.mask.data;
 }
 
+// Sizes and options as wished.
+void apply(const Wish &wish, Random &random, OrtFlashAttention &c) {
+  c.element = wish.element;
+  const auto dimension = [&] { return chance(random, 0.7) ? wish.dimension : wish.dimension - 8 * between(random, 0, 3); };
+  c.head_dimension = dimension();
+  c.value_dimension = dimension();
+  c.past_keys = 0;
+  if (!wish.few_queries && chance(random, 0.25)) {  // several work items for each block of a persistent kernel
+    c.batch = c.key_heads = 3;
+    c.query_heads = 24;
+  }
+  if (wish.few_queries) {
+    c.queries = between(random, 1, 16 * c.key_heads / c.query_heads + 1);
+    c.new_keys = pick(random, {between(random, 1, 200), between(random, 200, 4000)});
+  } else {
+    c.queries = pick(random, {between(random, 33, 200), between(random, 200, 420)});
+    c.new_keys = chance(random, 0.6) ? c.queries : between(random, 1, 900);
+  }
+  if (wish.bias) c.new_keys = (c.new_keys + 7) / 8 * 8;
+  c.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dimension));
+  c.softcap = 0.0f;
+  c.masked_value = -INFINITY;
+  c.is_causal = chance(random, 0.6);
+}
+
 // Options, sizes and data of one random call. `tidy` ones suit the copy engine and the wide loads.
-std::unique_ptr<Case> make_case(Random &random) {
+std::unique_ptr<Case> make_case(Random &random, const Wish *wish = nullptr) {
   auto made = std::make_unique<Case>();
   OrtFlashAttention &c = made->call;
-  const bool tidy = chance(random, 0.6);
+  const bool tidy = chance(random, 0.6) || wish;
   c.element = between(random, 0, 2);
   c.batch = between(random, 1, 3);
   c.key_heads = between(random, 1, 3);
   c.query_heads = c.key_heads * pick(random, {1, 1, 2, 3, 4, 8});
   c.queries = pick(random, {1, between(random, 1, 8), between(random, 1, 70), between(random, 100, 420)});
-  const bool has_past = chance(random, 0.25);
+  const bool has_past = chance(random, 0.25) && !wish;
   c.past_keys = has_past ? between(random, 0, 300) : 0;
   c.new_keys = pick(random, {c.queries, c.queries, between(random, 1, 40), between(random, 1, 700)});
   const int largest = chance(random, 0.04) ? 320 : 256;
   const auto dimension = [&] { return tidy ? 8 * between(random, 1, largest / 8) : between(random, 1, largest); };
   c.head_dimension = chance(random, 0.5) ? pick(random, {64, 128, 256}) : dimension();
   c.value_dimension = chance(random, 0.6) ? c.head_dimension : dimension();
-  const int keys = c.past_keys + c.new_keys;
 
   c.scale = chance(random, 0.9) ? 1.0f / std::sqrt(static_cast<float>(c.head_dimension)) : -0.05f;
   c.softcap = chance(random, 0.15) ? 5.0f : 0.0f;
@@ -99,6 +130,9 @@ std::unique_ptr<Case> make_case(Random &random) {
   c.right_window = chance(random, 0.15) ? between(random, 0, 100) : -1;
   c.align_end = chance(random, 0.2);
   c.masked_value = chance(random, 0.75) ? -INFINITY : pick(random, {-65504.0f, -3.4028235e38f, -1e4f, -5.0f});
+
+  if (wish) apply(*wish, random, c);
+  const int keys = c.past_keys + c.new_keys;
 
   std::vector<int64_t> lengths(c.batch, keys);
   if (chance(random, 0.2)) {
@@ -146,7 +180,7 @@ std::unique_ptr<Case> make_case(Random &random) {
     past(made->past_key, made->present_key, c.past_key, c.present_key, c.head_dimension);
     past(made->past_value, made->present_value, c.past_value, c.present_value, c.value_dimension);
   }
-  if (chance(random, 0.4)) add_mask(random, *made);
+  if (wish ? wish->bias : chance(random, 0.4)) add_mask(random, *made, wish);
   if (chance(random, 0.2)) {
     std::normal_distribution<float> normal;
     made->sink.reserve(c.query_heads * element_bytes(c.element));
@@ -342,12 +376,41 @@ int run_cases(int cases, uint64_t seed, int only) {
   return failures != 0;
 }
 
+// One candidate kernel over random calls of its kind; a line to say how it went. Null where all were right.
+int check_candidate(int number, int cases, uint64_t seed) {
+  const ortflash::Candidate &candidate = ortflash::candidates()[number];
+  int served = 0, failed = 0;
+  double worst = 0;
+  std::string first_wrong;
+  for (int n = 0; n < cases; ++n) {
+    Random random(seed * 1000003 + n);
+    // A candidate for masks alone refuses calls without one.
+    for (const bool bias : {false, true}) {
+      const Wish wish{candidate.element, candidate.head_dimension, bias, candidate.kernel == ORTFLASH_DECODE};
+      const auto made = make_case(random, &wish);
+      OrtFlashAttention call = made->call;
+      call.kernel = ortflash::kFirstCandidate + number;
+      size_t bytes;
+      if (ortflash_attention_workspace(&call, &bytes)) continue;
+      bool refused;
+      const std::string wrong = run_case(*made, run_reference(made->call), call.kernel, worst, refused);
+      ++served;
+      if (!wrong.empty() && ++failed == 1) first_wrong = wrong + "\n    " + made->description;
+    }
+  }
+  const bool right = failed == 0 && served > 0;
+  std::printf("%s %2d of %2d calls wrong, error %.2f of what is allowed  %s\n", right ? "right" : "WRONG", failed, served,
+              worst, candidate_name(number).c_str());
+  if (!first_wrong.empty()) std::printf("    %s\n", first_wrong.c_str());
+  return !right;
+}
+
 }  // namespace harness
 
 int time_kernels(int only);  // timing.cu
 
 int main(int count, char **arguments) {
-  int cases = 300, only = -1;
+  int cases = 300, only = -1, check = -1, time_one = -1;
   uint64_t seed = 1;
   bool time = false;
   for (int n = 1; n < count; ++n) {
@@ -356,10 +419,15 @@ int main(int count, char **arguments) {
       time = true;
       continue;
     }
+    if (option == "--candidates") return harness::compare_candidates(arguments[0]);
     if (n + 1 == count) continue;
     if (option == "--cases") cases = std::atoi(arguments[++n]);
     else if (option == "--seed") seed = std::strtoull(arguments[++n], nullptr, 10);
     else if (option == "--kernel") only = std::atoi(arguments[++n]);
+    else if (option == "--check-candidate") check = std::atoi(arguments[++n]);
+    else if (option == "--time-candidate") time_one = std::atoi(arguments[++n]);
   }
+  if (check >= 0) return harness::check_candidate(check, cases, seed);
+  if (time_one >= 0) return harness::time_candidate(time_one);
   return time ? time_kernels(only) : harness::run_cases(cases, seed, only);
 }

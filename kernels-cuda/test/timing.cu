@@ -1,18 +1,18 @@
 // Speed of the kernels alone: forward in TFLOP/s (causal counts half), decode in TB/s; median of many runs over rotated
 // buffers of random numbers, CUDA events.
+#include "timing.h"
+
+#include <cuda_bf16.h>
+
 #include <algorithm>
 
 #include "case.h"
 
 namespace {
 
-struct Shape {
-  int batch, query_heads, key_heads, queries, keys, dimension;
-  bool causal;
-  int mask;
-};
+using harness::Shape;
 
-__global__ void randomise(uint16_t *data, int64_t count, uint32_t seed) {
+__global__ void randomise(uint16_t *data, int64_t count, uint32_t seed, bool bfloat16) {
   for (int64_t n = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; n < count; n += int64_t{gridDim.x} * blockDim.x) {
     float sum = 0;
     uint32_t x = static_cast<uint32_t>(n) * 2654435761u ^ seed;
@@ -22,22 +22,68 @@ __global__ void randomise(uint16_t *data, int64_t count, uint32_t seed) {
       x ^= x << 5;
       sum += static_cast<float>(x >> 8) * (1.0f / (1 << 24)) - 0.5f;
     }
-    data[n] = __half_as_ushort(__float2half(sum * 1.7f));
+    data[n] = bfloat16 ? __bfloat16_as_ushort(__float2bfloat16(sum * 1.7f)) : __half_as_ushort(__float2half(sum * 1.7f));
   }
 }
 
-void *random_memory(int64_t elements, uint32_t seed) {
+void *random_memory(int64_t elements, uint32_t seed, int element) {
   void *data;
   CHECK_CUDA(cudaMalloc(&data, elements * 2));
-  randomise<<<1024, 256>>>(static_cast<uint16_t *>(data), elements, seed);
+  randomise<<<1024, 256>>>(static_cast<uint16_t *>(data), elements, seed,
+                            element == ORTFLASH_BFLOAT16);
   CHECK_CUDA(cudaGetLastError());
   return data;
 }
 
-// Milliseconds of one call, or -1 where the kernel does not serve it.
-float time_shape(const Shape &s, int kernel) {
+// Runs `launch(n)` a few times between events, over and over; the median of milliseconds a call.
+template <typename Launch>
+float median_time(cudaStream_t stream, int calls, const Launch &launch) {
+  cudaEvent_t begin, end;
+  CHECK_CUDA(cudaEventCreate(&begin));
+  CHECK_CUDA(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int n = 0; n < calls + 1; ++n) launch(n);
+  for (int repeat = 0; repeat < 9; ++repeat) {
+    CHECK_CUDA(cudaEventRecord(begin, stream));
+    for (int n = 0; n < calls; ++n) launch(n);
+    CHECK_CUDA(cudaEventRecord(end, stream));
+    CHECK_CUDA(cudaEventSynchronize(end));
+    float elapsed;
+    CHECK_CUDA(cudaEventElapsedTime(&elapsed, begin, end));
+    times.push_back(elapsed / calls);
+  }
+  CHECK_CUDA(cudaEventDestroy(begin));
+  CHECK_CUDA(cudaEventDestroy(end));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+// The time of one call in a replayed graph of many: for calls shorter than their launch.
+template <typename Launch>
+float time_in_graph(const Launch &launch) {
+  constexpr int kCalls = 20;
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CHECK_CUDA(cudaStreamCreate(&stream));
+  launch(0, stream);
+  CHECK_CUDA(cudaStreamSynchronize(stream));
+  CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int n = 0; n < kCalls; ++n) launch(0, stream);
+  CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+  CHECK_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  const float time = median_time(stream, 5, [&](int) { CHECK_CUDA(cudaGraphLaunch(executable, stream)); }) / kCalls;
+  CHECK_CUDA(cudaGraphExecDestroy(executable));
+  CHECK_CUDA(cudaGraphDestroy(graph));
+  CHECK_CUDA(cudaStreamDestroy(stream));
+  return time;
+}
+
+}  // namespace
+
+float harness::time_shape(const Shape &s, int kernel) {
   OrtFlashAttention call{};
-  call.element = ORTFLASH_FLOAT16;
+  call.element = s.element;
   call.kernel = kernel;
   call.batch = s.batch;
   call.query_heads = s.query_heads;
@@ -52,7 +98,7 @@ float time_shape(const Shape &s, int kernel) {
   call.masked_value = -INFINITY;
   const auto tensor = [&](int heads, int length, uint32_t seed) {
     const int64_t row = int64_t{length} * s.dimension;
-    return OrtFlashTensor{random_memory(row * heads * s.batch, seed), row * heads, row, s.dimension, 1};
+    return OrtFlashTensor{random_memory(row * heads * s.batch, seed, s.element), row * heads, row, s.dimension, 1};
   };
   constexpr int kSets = 3;
   OrtFlashTensor query[kSets], key[kSets], value[kSets];
@@ -64,7 +110,7 @@ float time_shape(const Shape &s, int kernel) {
   call.output = tensor(s.query_heads, s.queries, 9);
   if (s.mask) {
     const int heads = s.mask == 2 ? s.query_heads : 1;
-    call.mask = {random_memory(int64_t{heads} * s.queries * s.keys, 5), ORTFLASH_MASK_ADDITIVE, 1, s.keys, 0,
+    call.mask = {random_memory(int64_t{heads} * s.queries * s.keys, 5, s.element), ORTFLASH_MASK_ADDITIVE, 1, s.keys, 0,
                  heads == 1 ? 0 : int64_t{s.queries} * s.keys, s.keys, 1};
   }
   call.query = query[0];
@@ -75,34 +121,17 @@ float time_shape(const Shape &s, int kernel) {
   if (!ortflash_attention_workspace(&call, &bytes)) {
     void *workspace;
     CHECK_CUDA(cudaMalloc(&workspace, bytes + 256));
-    cudaEvent_t begin, end;
-    CHECK_CUDA(cudaEventCreate(&begin));
-    CHECK_CUDA(cudaEventCreate(&end));
-    std::vector<float> times;
-    const auto launch = [&](int n) {
+    const auto launch = [&](int n, cudaStream_t stream) {
       call.query = query[n % kSets];
       call.key = key[n % kSets];
       call.value = value[n % kSets];
-      if (const char *wrong = ortflash_attention_run(&call, workspace, nullptr)) {
+      if (const char *wrong = ortflash_attention_run(&call, workspace, stream)) {
         std::printf("%s\n", wrong);
         std::exit(2);
       }
     };
-    for (int n = 0; n < 6; ++n) launch(n);
-    for (int repeat = 0; repeat < 9; ++repeat) {
-      CHECK_CUDA(cudaEventRecord(begin));
-      for (int n = 0; n < 5; ++n) launch(n);
-      CHECK_CUDA(cudaEventRecord(end));
-      CHECK_CUDA(cudaEventSynchronize(end));
-      float elapsed;
-      CHECK_CUDA(cudaEventElapsedTime(&elapsed, begin, end));
-      times.push_back(elapsed / 5);
-    }
-    std::sort(times.begin(), times.end());
-    result = times[times.size() / 2];
+    result = s.in_graph ? time_in_graph(launch) : median_time(nullptr, 5, [&](int n) { launch(n, nullptr); });
     CHECK_CUDA(cudaFree(workspace));
-    CHECK_CUDA(cudaEventDestroy(begin));
-    CHECK_CUDA(cudaEventDestroy(end));
   }
   for (int n = 0; n < kSets; ++n) {
     for (const OrtFlashTensor *t : {&query[n], &key[n], &value[n]}) CHECK_CUDA(cudaFree(t->data));
@@ -112,7 +141,7 @@ float time_shape(const Shape &s, int kernel) {
   return result;
 }
 
-}  // namespace
+using harness::time_shape;
 
 int time_kernels(int only) {
   std::printf("forward, fp16, TFLOP/s      hopper  ampere\n");
@@ -120,8 +149,8 @@ int time_kernels(int only) {
     for (const int tokens : {512, 4096, 16384}) {
       for (const int variant : {0, 1, 2, 3}) {  // plain, causal, mask (S,S), mask (H,S,S)
         if (variant >= 2 && tokens != 4096) continue;
-        const Shape shape{16384 / tokens, 2048 / dimension, 2048 / dimension, tokens, tokens, dimension, variant == 1,
-                          variant >= 2 ? variant - 1 : 0};
+        const Shape shape{ORTFLASH_FLOAT16, 16384 / tokens, 2048 / dimension, 2048 / dimension, tokens, tokens, dimension,
+                          variant == 1,     variant >= 2 ? variant - 1 : 0};
         const double work = 4.0 * shape.batch * shape.query_heads * tokens * double(tokens) * dimension *
                             (shape.causal ? 0.5 : 1.0);
         static const char *const names[] = {"", "causal", "mask 1,S,S", "mask H,S,S"};
@@ -137,7 +166,7 @@ int time_kernels(int only) {
   }
   std::printf("decode, 32 heads on 8, D 128, fp16: keys, microseconds, TB/s\n");
   for (const int keys : {1024, 4096, 8192, 16384, 65536}) {
-    const float ms = time_shape({1, 32, 8, 1, keys, 128, false, 0}, ORTFLASH_DECODE);
+    const float ms = time_shape({ORTFLASH_FLOAT16, 1, 32, 8, 1, keys, 128, false, 0, true}, ORTFLASH_DECODE);
     std::printf("%6d %8.1f %6.2f\n", keys, ms * 1e3, 2.0 * 8 * keys * 128 * 2 / ms * 1e-9);
   }
   return 0;

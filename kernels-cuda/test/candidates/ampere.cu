@@ -40,6 +40,8 @@ void add_ampere_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vecto
     all.push_back(ampere<Lean<4, 2, 32, 2>>("lean, 2 stages of 32"));
     all.push_back(ampere<Lean<8, 1, 64, 2, false, 2>>("lean, 8 warps, 2 blocks"));
   } else {
+    all.push_back(ampere<AmpereSmallTiles>("small, for 99 KiB"));
+    all.push_back(ampere<Lean<8, 1, 32, 1>>("lean, small"));
     all.push_back(ampere<Lean<8, 1, 64, 1>>("lean"));
     all.push_back(ampere<Lean<8, 1, 64, 2>>("lean, 2 stages"));
     all.push_back(ampere<Lean<8, 1, 32, 2>>("lean, 2 stages of 32"));

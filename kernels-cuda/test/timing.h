@@ -1,0 +1,27 @@
+// Times single calls of the attention kernels.
+#pragma once
+#include <string>
+
+#include "../include/ortflash_attention.h"
+
+namespace harness {
+
+struct Shape {
+  int element, batch, query_heads, key_heads, queries, keys, dimension;
+  bool causal;
+  int mask;               // additive: 1 for (S, S), 2 for (H, S, S); 0 for none
+  bool in_graph = false;  // many calls replayed as a graph, on one set of buffers
+};
+
+// Milliseconds of one call, or -1 where the kernel does not serve it. Without a graph over rotated buffers.
+float time_shape(const Shape &shape, int kernel);
+
+// Candidate kernels (candidates/): all of them, each in a process of its own with a limit of time; `program` is this one.
+int compare_candidates(const char *program);
+
+// One candidate beside the table's kernel, a line of the table.
+int time_candidate(int number);
+
+std::string candidate_name(int number);
+
+}  // namespace harness
