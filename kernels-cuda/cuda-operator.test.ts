@@ -13,10 +13,10 @@ import { readModelFile } from '../graph-rewrite/files.js';
 import { encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { AttributeType } from '../graph-rewrite/onnx/proto.js';
 import { isFlashAttention } from '../graph-rewrite/op/node.js';
-import { allModels, standardAttentionCases } from '../models/corpus.js';
+import { allModels } from '../models/corpus.js';
 import { onnxRuntimePath, packageFolder } from './node-paths.js';
 import { type Random, writeRandomCase } from './test/operator-cases.js';
-import { prepareModel } from './test/prepare.js';
+import { prepareModel, prepareStandardCases } from './test/prepare.js';
 
 const source = join(packageFolder(), 'kernels-cuda');
 
@@ -99,17 +99,10 @@ test('random calls in every layout give what the double-precision reference give
 
 test('the standard’s own cases of Attention hold', (t) => {
   t.timeout(5 * 60_000);
-  const cases = standardAttentionCases();
-  if (cases === undefined) return t.pass('the corpus is not here');
-  const prepared = cases.map(({ name, modelFile, dataFolder }) =>
-    prepareModel(modelFile, dataFolder, join(folder, name), name.includes('bf16') ? 1e-2 : 2e-3),
-  );
-  const fused = prepared.filter(({ sites }) => sites > 0);
+  const fused = prepareStandardCases(folder);
+  if (fused === undefined) return t.pass('the corpus is not here');
   t.true(fused.length > 50, `${fused.length} cases became FlashAttention`);
-  return assertAllHold(
-    t,
-    fused.map((model) => model.folder),
-  );
+  return assertAllHold(t, fused);
 });
 
 test('whole models give PyTorch’s outputs, each site through the op', (t) => {

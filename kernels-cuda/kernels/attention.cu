@@ -96,6 +96,15 @@ int tile_of(const AttentionParams &p) {
   return widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
 }
 
+// What a block has at least on the devices that these serve; at 256 others take their place there.
+constexpr int kLeastShared = 99 * 1024;
+static_assert(AmpereKernel<__half, 64>::kSharedBytes <= kLeastShared);
+static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
+static_assert(AmpereKernel<__half, 256, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
+static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
+static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
+static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
+
 // Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
 int shared_bytes(int kernel, const AttentionParams &p, bool small) {
   const auto by_tile = [&](int narrow, int middle, int wide) {

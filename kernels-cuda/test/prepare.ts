@@ -5,7 +5,7 @@ import { readModelFile } from '../../graph-rewrite/files.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
-import { readTestData, type TestTensor } from '../../models/corpus.js';
+import { readTestData, standardAttentionCases, type TestTensor } from '../../models/corpus.js';
 
 /** TensorProto data types by name, as far as test data has them. */
 const TYPE_NUMBERS: Readonly<Record<string, number>> = {
@@ -40,6 +40,17 @@ export function prepareModel(modelFile: string, dataFolder: string, folder: stri
   ];
   writeFileSync(join(folder, 'tensors.txt'), `${lines.join('\n')}\n`);
   return { folder, sites: model.graph?.node?.filter((node) => node.op_type === 'FlashAttention').length ?? 0 };
+}
+
+/**
+ * The standard's own cases of `Attention` that become FlashAttention, each in a folder of its own under this one; undefined
+ * where the corpus is not there.
+ */
+export function prepareStandardCases(folder: string): string[] | undefined {
+  const prepared = standardAttentionCases()?.map(({ name, modelFile, dataFolder }) =>
+    prepareModel(modelFile, dataFolder, join(folder, name), name.includes('bf16') ? 1e-2 : 2e-3),
+  );
+  return prepared?.filter(({ sites }) => sites > 0).map((model) => model.folder);
 }
 
 function graphNames(model: ModelProto): { inputs: string[]; outputs: string[] } {
