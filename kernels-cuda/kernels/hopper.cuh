@@ -209,27 +209,54 @@ __device__ inline KeyRange own_steps(const AttentionParams &p, const Visibility 
   return {visit.begin / Kernel::kKeys, (visit.end + Kernel::kKeys - 1) / Kernel::kKeys};
 }
 
-// The lane's two rows of a work item.
-template <typename Kernel>
-__device__ inline FragmentRows fragment_rows(const WorkItem &item, int warpgroup) {
-  FragmentRows rows;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    rows.query[r] = item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
-    rows.head[r] = item.head;
-  }
-  return rows;
+// The query of the lane's row r of a work item.
+__device__ inline int row_query(const WorkItem &item, int warpgroup, int r) {
+  return item.first_query + 64 * warpgroup + threadIdx.x % 128 / 32 * 16 + lane_id() / 4 + 8 * r;
 }
 
 // Hides what lies outside each row's range, which is found anew: only steps at an edge need it, and registers are scarce.
 template <typename Kernel>
 __device__ inline void hide_edges(ScoreFragment<Kernel::kKeys> &scores, const AttentionParams &p, const WorkItem &item,
                                   int warpgroup, int first_key) {
-  const FragmentRows rows = fragment_rows<Kernel>(item, warpgroup);
   const Visibility visibility(p, item.batch);
-  const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
+  const KeyRange range[2] = {visibility.of(row_query(item, warpgroup, 0)), visibility.of(row_query(item, warpgroup, 1))};
   if (range[1].begin > first_key) hide_before(scores, range, first_key);
   if (range[0].end < first_key + Kernel::kKeys) hide_after(scores, range, first_key);
+}
+
+// Warpgroups issue their products in turn: each waits for the one before it to have issued.
+constexpr int kFirstTurnBarrier = 1;
+
+template <typename Kernel>
+__device__ inline void wait_for_turn(int warpgroup) {
+  if constexpr (Kernel::Tiles::kTurns) ptx::named_barrier_wait(kFirstTurnBarrier + warpgroup, 256);
+}
+
+template <typename Kernel>
+__device__ inline void pass_on_turn(int warpgroup) {
+  if constexpr (Kernel::Tiles::kTurns)
+    ptx::named_barrier_arrive(kFirstTurnBarrier + (warpgroup + 1) % Kernel::kConsumers, 256);
+}
+
+// Hands back stages of steps that this warpgroup has no part in.
+template <typename Kernel>
+__device__ inline void skip_steps(typename Kernel::Shared &shared, int steps, int warpgroup,
+                                  Ring<Kernel::kStages> &key_ring, Ring<Kernel::kStages> &value_ring,
+                                  Ring<Kernel::kStages> &mask_ring) {
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const auto skip = [&](uint64_t *full, uint64_t *empty, Ring<Kernel::kStages> &ring) {
+    ptx::barrier_wait(full, ring.parity());
+    if (first_lane) ptx::barrier_arrive(empty);
+    ring.advance();
+  };
+  for (; steps > 0; --steps) {
+    const int s = key_ring.stage();
+    skip(&shared.key_full[s], &shared.key_empty[s], key_ring);
+    wait_for_turn<Kernel>(warpgroup);
+    pass_on_turn<Kernel>(warpgroup);
+    if constexpr (Kernel::kBias) skip(&shared.mask_full[s][warpgroup], &shared.mask_empty[s][warpgroup], mask_ring);
+    skip(&shared.value_full[s], &shared.value_empty[s], value_ring);
+  }
 }
 
 // A consumer warpgroup, 64 queries of each work item.
@@ -237,50 +264,14 @@ template <typename Kernel>
 __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared &shared, int warpgroup) {
   using Element = typename Kernel::Element;
   constexpr int kKeys = Kernel::kKeys, kConsumers = Kernel::kConsumers;
-  constexpr int kTurnBarrier = 1, kOwnBarrier = kTurnBarrier + kConsumers;
+  constexpr int kOwnBarrier = kFirstTurnBarrier + kConsumers;
   const bool first_lane = threadIdx.x % 32 == 0;
   Ring<Kernel::kStages> key_ring, value_ring, mask_ring;
   uint32_t query_parity = 0;
 
-  // Warpgroups issue their products in turn: each waits for the one before it to have issued.
-  auto wait_turn = [&] {
-    if constexpr (Kernel::Tiles::kTurns) ptx::named_barrier_wait(kTurnBarrier + warpgroup, 256);
-  };
-  auto pass_turn = [&] {
-    if constexpr (Kernel::Tiles::kTurns)
-      ptx::named_barrier_arrive(kTurnBarrier + (warpgroup + 1) % kConsumers, 256);
-  };
+  auto wait_turn = [&] { wait_for_turn<Kernel>(warpgroup); };
+  auto pass_turn = [&] { pass_on_turn<Kernel>(warpgroup); };
   if (warpgroup == kConsumers - 1) pass_turn();
-
-  // Each hands back the stage that was read last.
-  auto release_key = [&] {
-    if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
-    key_ring.advance();
-  };
-  auto release_value = [&] {
-    if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
-    value_ring.advance();
-  };
-  auto release_mask = [&] {
-    if constexpr (Kernel::kBias) {
-      if (first_lane) ptx::barrier_arrive(&shared.mask_empty[mask_ring.stage()][warpgroup]);
-      mask_ring.advance();
-    }
-  };
-  auto skip_steps = [&](int steps) {
-    for (; steps > 0; --steps) {
-      ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
-      wait_turn();
-      pass_turn();
-      release_key();
-      if constexpr (Kernel::kBias) {
-        ptx::barrier_wait(&shared.mask_full[mask_ring.stage()][warpgroup], mask_ring.parity());
-        release_mask();
-      }
-      ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
-      release_value();
-    }
-  };
 
   Ring<2> work_ring;
   for (;; work_ring.advance()) {
@@ -288,8 +279,14 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
     const WorkItem &item = shared.work[work_ring.stage()];  // read anew where needed: registers are dearer
     if (item.head < 0) return;
     const Visibility visibility(p, item.batch);
-    const FragmentRows rows = fragment_rows<Kernel>(item, warpgroup);
-    const KeyRange range[2] = {visibility.of(rows.query[0]), visibility.of(rows.query[1])};
+    FragmentRows rows;
+    KeyRange range[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rows.query[r] = row_query(item, warpgroup, r);
+      rows.head[r] = item.head;
+      range[r] = visibility.of(rows.query[r]);
+    }
     const int own_first = item.first_query + 64 * warpgroup;
     const KeyRange seen_by_all{visibility.of(own_first + 63).begin, visibility.of(own_first).end};
     RowSoftmax<Kernel::kScaled> softmax;
@@ -317,7 +314,8 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           const int stage = mask_ring.stage();
           ptx::barrier_wait(&shared.mask_full[stage][warpgroup], mask_ring.parity());
           add_bias<Kernel>(scores, shared.mask[stage][warpgroup], p.scale, 1.0f / p.scale);
-          release_mask();
+          if (first_lane) ptx::barrier_arrive(&shared.mask_empty[stage][warpgroup]);
+          mask_ring.advance();
         }
         if constexpr (Kernel::Tiles::kSeparateEdges) {
           if (first_key < seen_by_all.begin || first_key + kKeys > seen_by_all.end)
@@ -335,7 +333,8 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       auto release_query = [&](int step) {
         if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
       };
-      if constexpr (Kernel::Tiles::kSkipsHidden) skip_steps(begin - item.begin);
+      if constexpr (Kernel::Tiles::kSkipsHidden)
+        skip_steps<Kernel>(shared, begin - item.begin, warpgroup, key_ring, value_ring, mask_ring);
       fetch_mask(begin);
       ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
       query_parity ^= 1;
@@ -348,8 +347,9 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         settle_mask();
         wgmma::wait<0>();
         wgmma::pin(scores.value);
-        release_key();
+        if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
         release_query(begin);
+        key_ring.advance();
         to_weights(begin, rescale);
         to_operand<Element>(scores, weights);
 
@@ -364,12 +364,14 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           settle_mask();
           wgmma::wait<1>();
           wgmma::pin(scores.value);
-          release_key();
+          if (first_lane) ptx::barrier_arrive(&shared.key_empty[key_ring.stage()]);
           release_query(step);
+          key_ring.advance();
           to_weights(step, rescale);
           wgmma::wait<0>();
           wgmma::pin(output);
-          release_value();
+          if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
+          value_ring.advance();
           if (!Kernel::Tiles::kLazyRescale || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
             for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
@@ -388,14 +390,17 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
         wgmma::wait<0>();
         wgmma::pin(output);
-        release_value();
+        if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
+        value_ring.advance();
       } else {
         release_query(end - 1);
       }
-      if constexpr (Kernel::Tiles::kSkipsHidden) skip_steps(item.end - end);
+      if constexpr (Kernel::Tiles::kSkipsHidden)
+        skip_steps<Kernel>(shared, item.end - end, warpgroup, key_ring, value_ring, mask_ring);
     }
     if constexpr (Kernel::Tiles::kSeparateEdges) {
-      write_output<Kernel>(p, item, fragment_rows<Kernel>(item, warpgroup), softmax, output);
+      const FragmentRows again{{row_query(item, warpgroup, 0), row_query(item, warpgroup, 1)}, {item.head, item.head}};
+      write_output<Kernel>(p, item, again, softmax, output);
     } else {
       write_output<Kernel>(p, item, rows, softmax, output);
     }
