@@ -314,6 +314,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           const int stage = mask_ring.stage();
           ptx::barrier_wait(&shared.mask_full[stage][warpgroup], mask_ring.parity());
           add_bias<Kernel>(scores, shared.mask[stage][warpgroup], p.scale, 1.0f / p.scale);
+          __syncwarp();  // every lane has read its part
           if (first_lane) ptx::barrier_arrive(&shared.mask_empty[stage][warpgroup]);
           mask_ring.advance();
         }

@@ -6,14 +6,18 @@
 
 namespace harness {
 
+// What is timed of a call: its part of a run of calls over rotated buffers; of a replayed graph of calls on one set of
+// buffers, for calls shorter than their launch; or the host's time to enqueue it.
+enum class Clock { kEvents, kGraph, kHost };
+
 struct Shape {
   int element, batch, query_heads, key_heads, queries, keys, dimension;
   bool causal;
-  int mask;               // additive: 1 for (S, S), 2 for (H, S, S); 0 for none
-  bool in_graph = false;  // many calls replayed as a graph, on one set of buffers
+  int mask;  // additive: 1 for (S, S), 2 for (H, S, S); 0 for none
+  Clock clock = Clock::kEvents;
 };
 
-// Milliseconds of one call, or -1 where the kernel does not serve it. Without a graph over rotated buffers.
+// Milliseconds of one call, or -1 where the kernel does not serve it.
 float time_shape(const Shape &shape, int kernel);
 
 // Candidate kernels (candidates/): all of them, each in a process of its own with a limit of time; `program` is this one.

@@ -1,6 +1,7 @@
 // Kernels with other tiles than the tables', built into the harness to be compared with them (harness --candidates).
 // Choosing one is a change of its line in the table: HopperTiles, HopperBiasTiles, AmpereTiles, DecodeTiles.
 #pragma once
+#include <string>
 #include <vector>
 
 #include "../../kernels/launch.h"
@@ -23,5 +24,8 @@ void add_decode_candidates(std::vector<Candidate> &all);
 
 // All of them; the candidate at n has kernel number kFirstCandidate + n.
 const std::vector<Candidate> &candidates();
+
+// Whether it serves calls with an additive mask, and only those.
+inline bool is_for_bias(const Candidate &candidate) { return std::string(candidate.name).rfind("bias", 0) == 0; }
 
 }  // namespace ortflash

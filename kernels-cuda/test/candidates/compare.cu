@@ -16,14 +16,14 @@ namespace harness {
 namespace {
 
 using ortflash::candidates;
-using Clock = std::chrono::steady_clock;
+using Now = std::chrono::steady_clock;
 
 constexpr int kAtOnce = 6, kSeconds = 40;
 
 struct Process {
   int candidate;
   pid_t id;
-  Clock::time_point start;
+  Now::time_point start;
 };
 
 Process start_process(const char *program, const char *option, int candidate) {
@@ -31,10 +31,10 @@ Process start_process(const char *program, const char *option, int candidate) {
   const std::string number = std::to_string(candidate);
   const pid_t id = fork();
   if (id == 0) {
-    execl("/proc/self/exe", program, option, number.c_str(), "--cases", "10", static_cast<char *>(nullptr));
+    execl("/proc/self/exe", program, option, number.c_str(), "--cases", "16", static_cast<char *>(nullptr));
     _exit(127);
   }
-  return {candidate, id, Clock::now()};
+  return {candidate, id, Now::now()};
 }
 
 // Whether the process has ended, and if so whether well. One that takes too long is killed.
@@ -47,7 +47,7 @@ bool has_ended(const Process &process, bool &well) {
       std::printf("BROKEN  %s\n", candidate_name(process.candidate).c_str());
     return true;
   }
-  if (Clock::now() - process.start < std::chrono::seconds(kSeconds)) return false;
+  if (Now::now() - process.start < std::chrono::seconds(kSeconds)) return false;
   kill(process.id, SIGKILL);
   waitpid(process.id, &status, 0);
   std::printf("HANGS   %s\n", candidate_name(process.candidate).c_str());
@@ -92,8 +92,8 @@ std::vector<Column> columns_of(const ortflash::Candidate &c) {
   };
   if (c.kernel == ORTFLASH_DECODE) {
     for (const int keys : {1024, 4096, 8192, 16384, 65536})
-      columns.push_back({std::to_string(keys) + " keys", {c.element, 1, 32, 8, 1, keys, 128, false, 0, true}});
-  } else if (std::string(c.name).compare(0, 4, "bias") == 0) {
+      columns.push_back({std::to_string(keys) + " keys", {c.element, 1, 32, 8, 1, keys, 128, false, 0, Clock::kGraph}});
+  } else if (is_for_bias(c)) {
     add(4096, false, 1);
     add(4096, false, 2);
   } else {
@@ -119,7 +119,7 @@ int time_candidate(int number) {
   for (const Column &column : columns_of(c)) {
     const Shape &s = column.shape;
     const float own = time_shape(s, c.kernel), other = time_shape(s, ortflash::kFirstCandidate + number);
-    if (s.in_graph) {
+    if (s.clock == Clock::kGraph) {
       std::printf(" | %s %.1f us, was %.1f", column.name.c_str(), other * 1e3, own * 1e3);
       continue;
     }
@@ -139,8 +139,8 @@ int time_candidate(int number) {
 int compare_candidates(const char *program) {
   std::vector<int> all;
   for (int n = 0; n < static_cast<int>(candidates().size()); ++n) all.push_back(n);
-  const auto start = Clock::now();
-  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto start = Now::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(Now::now() - start).count(); };
   const std::vector<int> right = run_all(program, "--check-candidate", all, kAtOnce);
   std::printf("%zu of %zu candidates right, %.0f s\n\nTFLOP/s (over the table's own kernel)\n", right.size(), all.size(),
               seconds());
