@@ -110,7 +110,7 @@ async function openCpu(provider: Provider, model: Model, options: SessionOptions
 
 async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
   const { flash = 'auto' } = options;
-  const settings = cudaOptions(provider);
+  const settings = cudaOptions(provider, options);
   const library = cudaProviderPath();
   if (!existsSync(library)) {
     throw new OrtFlashError(
@@ -122,6 +122,8 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
   }
   const state = loadAddon();
   if (state.addon === undefined) {
+    if (settings.enable_cuda_graph === '1')
+      throw new OrtFlashError('unsupported', `enableGraphCapture needs the addon: ${state.why}`);
     warnOnce(state.why);
     return openOrt(provider, await prepareModel(model, 'ort', flash, false), options, [state.why]);
   }

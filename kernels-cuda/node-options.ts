@@ -90,13 +90,20 @@ export async function readWhole(file: string, code: 'file-access' | 'external-da
   }
 }
 
-/** The CUDA provider's options, by their ONNX Runtime names, from `{name: 'cuda', deviceId, providerOptions}`. */
-export function cudaOptions(provider: InferenceSession.ExecutionProviderConfig): Record<string, string> {
-  if (typeof provider === 'string') return { device_id: '0' };
+/**
+ * The CUDA provider's options, by their ONNX Runtime names, from `{name: 'cuda', deviceId, providerOptions}` and the
+ * session option `enableGraphCapture`.
+ */
+export function cudaOptions(
+  provider: InferenceSession.ExecutionProviderConfig,
+  { enableGraphCapture }: SessionOptions,
+): Record<string, string> {
+  const capture: Record<string, string> = enableGraphCapture === true ? { enable_cuda_graph: '1' } : {};
+  if (typeof provider === 'string') return { device_id: '0', ...capture };
   const { deviceId = 0, providerOptions = {} } = provider as CudaProvider;
   if (!Number.isInteger(deviceId) || deviceId < 0)
     throw new OrtFlashError('invalid-argument', `deviceId ${deviceId} is no device's number`);
-  return { device_id: String(deviceId), ...providerOptions };
+  return { device_id: String(deviceId), ...capture, ...providerOptions };
 }
 
 /** The CUDA provider, with any of ONNX Runtime's own options for it. */

@@ -26,15 +26,18 @@ struct PendingCopy {
   void Do() const;
 };
 
+// Memory for an output that is likely to be as large as in the last run, so that the run's own thread can fill it.
+struct GuessedOutput {
+  Napi::Reference<Napi::ArrayBuffer> buffer;
+  void* data = nullptr;
+  size_t bytes = 0;
+  bool filled = false;
+};
+
 class RunWorker : public PromiseWorker {
  public:
   RunWorker(Napi::Env env, std::shared_ptr<SessionState> state, std::vector<Feed> feeds, std::vector<Fetch> fetches,
-            Ort::RunOptions options)
-      : PromiseWorker(env),
-        state_(std::move(state)),
-        feeds_(std::move(feeds)),
-        fetches_(std::move(fetches)),
-        options_(std::move(options)) {}
+            Ort::RunOptions options);
 
  protected:
   void Work() override;
@@ -47,6 +50,8 @@ class RunWorker : public PromiseWorker {
   // Moves an input to the GPU.
   void Upload(Feed& feed);
   void CheckOutputs() const;
+  void FillGuesses();
+  void CheckLent() const;
 
   // First, so that it goes last: inputs may lie in the session's own memory.
   std::shared_ptr<SessionState> state_;
@@ -55,6 +60,8 @@ class RunWorker : public PromiseWorker {
   Ort::RunOptions options_;
   std::vector<Ort::Value> outputs_;
   std::vector<PendingCopy> copies_;
+  // One for each fetch.
+  std::vector<GuessedOutput> guesses_;
 };
 
 }  // namespace ortflash

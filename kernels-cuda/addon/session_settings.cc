@@ -127,6 +127,12 @@ int SessionSettings::CudaDevice() const {
   return device == cuda->end() ? 0 : std::atoi(device->second.c_str());
 }
 
+bool SessionSettings::CapturesGraphs() const {
+  if (!cuda) return false;
+  const auto option = cuda->find("enable_cuda_graph");
+  return option != cuda->end() && option->second == "1";
+}
+
 Ort::SessionOptions SessionSettings::ToOptions() {
   Ort::SessionOptions options;
   if (graph_optimization_level)

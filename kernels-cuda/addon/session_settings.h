@@ -39,6 +39,8 @@ struct SessionSettings {
 
   // The CUDA device that the session runs on, or -1.
   int CudaDevice() const;
+  // Whether runs are to be captured as CUDA graphs: the provider's own option `enable_cuda_graph`.
+  bool CapturesGraphs() const;
   // The settings must outlive the session's creation: external data is read from them.
   Ort::SessionOptions ToOptions();
 };

@@ -26,12 +26,14 @@ SessionState::SessionState(const std::string& model_path, SessionSettings& setti
     : cuda_device_(settings.CudaDevice()),
       session_(RuntimeEnvironment(), model_path.c_str(), settings.ToOptions()) {
   Describe();
+  if (settings.CapturesGraphs()) graphs_ = std::make_unique<GraphRunner>(*this);
 }
 
 SessionState::SessionState(const std::vector<char>& model, SessionSettings& settings)
     : cuda_device_(settings.CudaDevice()),
       session_(RuntimeEnvironment(), model.data(), model.size(), settings.ToOptions()) {
   Describe();
+  if (settings.CapturesGraphs()) graphs_ = std::make_unique<GraphRunner>(*this);
 }
 
 void SessionState::Describe() {

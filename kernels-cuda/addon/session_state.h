@@ -4,10 +4,13 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "graph_runner.h"
 #include "session_settings.h"
 
 namespace ortflash {
@@ -44,6 +47,10 @@ class SessionState {
   OrtAllocator* cpu_allocator() { return *cpu_allocator_; }
   OrtAllocator* pinned_allocator() { return *pinned_allocator_; }
   OrtAllocator* gpu_allocator() { return *gpu_allocator_; }
+  // How many bytes each output had in the last run; touched on JavaScript's thread alone.
+  std::map<std::string, size_t>& last_output_bytes() { return last_output_bytes_; }
+  // Where the session captures its runs as CUDA graphs; else null.
+  GraphRunner* graphs() { return graphs_.get(); }
 
  private:
   void Describe();
@@ -56,6 +63,9 @@ class SessionState {
   std::vector<ValueDescription> inputs_;
   std::vector<ValueDescription> outputs_;
   std::vector<std::string> overridable_;
+  std::map<std::string, size_t> last_output_bytes_;
+  // Last, so that it goes first: its tensors lie in the session's memory.
+  std::unique_ptr<GraphRunner> graphs_;
 };
 
 const ValueDescription* FindDescription(const std::vector<ValueDescription>& values, const std::string& name);

@@ -1,6 +1,8 @@
 #include "tensor.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -14,6 +16,8 @@ namespace ortflash {
 namespace {
 
 constexpr napi_type_tag kDeviceTensorTag = {0x6f72742d666c6173, 0x682d74656e736f72};
+// From here on inputs are read where they lie: less is copied sooner than it is held on to.
+constexpr uint64_t kLendBytes = 1 << 16;
 // The largest integer that a JavaScript number holds exactly.
 constexpr uint64_t kMaxElements = (uint64_t{1} << 53) - 1;
 
@@ -175,6 +179,14 @@ Feed ReadFeed(SessionState& session, const Napi::Object& record) {
     Refuse(feed.name, "has " + std::to_string(bytes.ByteLength()) + " bytes of data, its type and dims make " +
                           std::to_string(expected));
   feed.upload = session.IsOnGpu(feed.name);
+  const bool is_aligned = reinterpret_cast<uintptr_t>(bytes.Data()) % std::max(1u, type->bits / 8) == 0;
+  if (!feed.upload && is_aligned && expected >= kLendBytes) {
+    const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
+    feed.owned = Ort::Value::CreateTensor(memory, const_cast<uint8_t*>(bytes.Data()), expected, shape.data(),
+                                          shape.size(), type->id);
+    feed.lent = Napi::Persistent(bytes);
+    return feed;
+  }
   OrtAllocator* const allocator = feed.upload ? session.pinned_allocator() : session.cpu_allocator();
   feed.owned = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type->id);
   if (feed.owned.GetTensorSizeInBytes() != expected)

@@ -1,7 +1,7 @@
 // Tensors on their way between JavaScript and ONNX Runtime.
 //
-// JavaScript's memory is only touched on JavaScript's own thread: a run gets copies of its inputs and hands out copies
-// of its outputs, because an ArrayBuffer may be transferred to another thread, and freed there, at any time.
+// A run reads large inputs where they lie, and holds on to them until it ends, as Node's own fs.write does: the caller
+// must neither change nor transfer them before. Small inputs are copied, which costs less. Outputs are copies.
 #pragma once
 
 #include <napi.h>
@@ -48,12 +48,14 @@ struct Feed {
   bool upload = false;
   // Set instead of `owned` for a tensor that lies on the GPU.
   std::shared_ptr<DeviceTensor> resident;
+  // The JavaScript array whose memory `owned` is; empty where it is a copy. Made and freed on JavaScript's thread.
+  Napi::Reference<Napi::Uint8Array> lent;
 
   const Ort::Value& value() const { return resident ? resident->value : owned; }
 };
 
-// Reads {name, type, dims, data} or {name, device} and copies the data. `data` is a Uint8Array of the tensor's bytes,
-// or an array of strings. Throws Failure `invalid-tensor` where it does not fit itself or the model.
+// Reads {name, type, dims, data} or {name, device}. `data` is a Uint8Array of the tensor's bytes, or an array of
+// strings. Throws Failure `invalid-tensor` where it does not fit itself or the model.
 Feed ReadFeed(SessionState& session, const Napi::Object& record);
 
 // A result {type, dims} of JavaScript, for a tensor of strings also its `data`.
