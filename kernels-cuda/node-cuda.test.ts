@@ -145,3 +145,32 @@ test('a GPU that is not there is refused, and the next provider is taken', async
 });
 
 if (!present) anyTest('there is no CUDA here to test', (t) => t.pass());
+
+test('captured graphs replay with new inputs, shapes and placements', async (t) => {
+  const session = await InferenceSession.create(powerModel(2), {
+    ...cuda,
+    executionProviders: [exact],
+    enableGraphCapture: true,
+  });
+  const plain = await InferenceSession.create(powerModel(2), { executionProviders: [exact] });
+  for (const size of [8, 8, 8, 16, 8, 16]) {
+    const x = new Tensor(
+      'float32',
+      Float32Array.from({ length: size * size }, () => Math.random() - 0.5),
+      [size, size],
+    );
+    const [captured, expected] = await Promise.all([session.run({ x }), plain.run({ x })]);
+    t.deepEqual(captured.y!.data, expected.y!.data);
+  }
+  await session.release();
+  await plain.release();
+});
+
+test('what a captured graph cannot see is refused', async (t) => {
+  const options = { ...cuda, enableGraphCapture: true };
+  const text = await t.throwsAsync(async () => {
+    const session = await InferenceSession.create(identityModel('string'), options);
+    await session.run({ x: new Tensor('string', ['a'], [1]) });
+  });
+  t.regex(text!.message, /graph/i);
+});

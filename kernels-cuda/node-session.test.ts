@@ -1,19 +1,15 @@
-import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { Worker } from 'node:worker_threads';
+import { existsSync } from 'node:fs';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import * as ort from 'onnxruntime-node';
 import type { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
 import { decodeHalf } from '../graph-rewrite/op/half.js';
-import { allModels, bundledModel, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
+import { allModels, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
 import { createTensor, InferenceSession, Tensor } from './index.js';
 import { loadAddon } from './node-addon.js';
 import { addonPath } from './node-paths.js';
-import { externalModel, identityModel, makeModel, powerModel, quantizedModel } from './test-models.js';
+import { identityModel, powerModel, quantizedModel } from './test-models.js';
 
 /** Tests of what only the addon does; `npm run build:addon` builds it, and the tests' set-up where it finds a compiler. */
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -193,14 +189,6 @@ withAddon('results are the caller’s own memory', async (t) => {
   t.deepEqual(moved, Float32Array.of(1, 2, 3));
 });
 
-withAddon('large results, which are copied off the event loop, are whole', async (t) => {
-  const session = await InferenceSession.create(identityModel('float64'), cpu);
-  const data = Float64Array.from({ length: 3_000_000 }, (_, i) => i * 0.5);
-  const { y } = await session.run({ x: new Tensor('float64', data, [data.length]) });
-  t.true(bytesOf(y!).equals(Buffer.from(data.buffer)));
-  await session.release();
-});
-
 withAddon('a result goes into the tensor given for it', async (t) => {
   const session = await InferenceSession.create(identityModel('float32'), cpu);
   const x = new Tensor('float32', Float32Array.of(1, 2, 3, 4), [4]);
@@ -322,187 +310,4 @@ withAddon('the addon itself survives whatever it is called with', async (t) => {
   await native.release();
   await native.release();
   t.throws(() => native.inputs, { message: /was released/ });
-});
-
-test('a model that cannot be opened is refused with ONNX Runtime’s message', async (t) => {
-  const open = (model: string | Uint8Array) =>
-    t.throwsAsync<OrtFlashError>(InferenceSession.create(model as string, cpu));
-  t.regex((await open('/no/such/model.onnx'))!.message, /no\/such\/model\.onnx/);
-  t.regex((await open(Uint8Array.of(1, 2, 3)))!.message, /protobuf/i);
-  t.is((await open(new Uint8Array()))!.name, 'OrtFlashError');
-  const unknown = makeModel(
-    [{ name: 'x', type: 'float32', shape: [1] }],
-    [{ name: 'y', type: 'float32', shape: [1] }],
-    [{ op: 'NoSuchOperator', inputs: ['x'], outputs: ['y'] }],
-  );
-  t.regex((await open(unknown))!.message, /NoSuchOperator/);
-  await t.throwsAsync(
-    InferenceSession.create(identityModel('float32'), { ...cpu, graphOptimizationLevel: 'most' as 'all' }),
-    { message: /most/ },
-  );
-});
-
-withAddon('many runs at once, of one session and of several, each get their own result', async (t) => {
-  const sessions = await Promise.all([0, 1, 2].map(() => InferenceSession.create(powerModel(2), cpu)));
-  await Promise.all(
-    Array.from({ length: 90 }, async (_, i) => {
-      const { y } = await sessions[i % 3]!.run({ x: new Tensor('float32', Float32Array.of(i, 0, 0, 1), [2, 2]) });
-      t.deepEqual(y!.data, Float32Array.of(i ** 3, 0, 0, 1));
-    }),
-  );
-  await Promise.all(sessions.map((session) => session.release()));
-});
-
-withAddon('timers and files go on during a long run, however many runs there are', async (t) => {
-  const session = await InferenceSession.create(powerModel(20), { ...cpu });
-  const size = 500;
-  const x = new Tensor('float32', new Float32Array(size * size).fill(1 / size), [size, size]);
-  await session.run({ x });
-  let ticks = 0;
-  let running = 6;
-  const timer = setInterval(() => {
-    ticks++;
-  }, 1);
-  const runs = Array.from({ length: 6 }, () =>
-    session.run({ x }).finally(() => {
-      running--;
-    }),
-  );
-  const { readFile } = await import('node:fs/promises');
-  await readFile(new URL(import.meta.url));
-  t.true(running > 0, 'a file was read before the runs ended');
-  await Promise.all(runs);
-  clearInterval(timer);
-  // Some seconds of computing; the event loop, had it been blocked, would have ticked about once a run.
-  t.true(ticks > 50, `${ticks} ticks`);
-  await session.release();
-});
-
-withAddon('release waits for runs, may come twice, and ends the session', async (t) => {
-  const session = await InferenceSession.create(powerModel(20), cpu);
-  const x = new Tensor('float32', new Float32Array(300 * 300).fill(1 / 300), [300, 300]);
-  const runs = Array.from({ length: 5 }, () => session.run({ x }));
-  const released = [session.release(), session.release()];
-  await t.throwsAsync(session.run({ x }), { message: /was released/ });
-  for (const { y } of await Promise.all(runs)) t.true(Math.abs((y!.data as Float32Array)[0]! - 1 / 300) < 1e-6);
-  await Promise.all(released);
-  await session.release();
-  await t.throwsAsync(session.run({ x }), { message: /was released/ });
-});
-
-const WORKER = `
-import { register } from '${import.meta.resolve('tsx/esm/api')}';
-import { parentPort, workerData } from 'node:worker_threads';
-register();
-const { InferenceSession, Tensor } = await import(workerData.module);
-const session = await InferenceSession.create(workerData.model, { executionProviders: ['cpu'], intraOpNumThreads: 1 });
-const x = new Tensor('float32', new Float32Array(workerData.size ** 2).fill(1 / workerData.size), [workerData.size, workerData.size]);
-parentPort.postMessage('started');
-for (let i = 0; i < workerData.runs; i++) await session.run({ x });
-parentPort.postMessage(session.explain().engine);
-`;
-
-function startWorker(size: number, runs: number): Worker {
-  const module = new URL('./index.ts', import.meta.url).href;
-  const workerData = { module, model: powerModel(20), size, runs };
-  return new Worker(new URL(`data:text/javascript,${encodeURIComponent(WORKER)}`), { workerData });
-}
-
-withAddon('worker threads have sessions of their own, and may end in the middle of a run', async (t) => {
-  const finish = (worker: Worker) =>
-    new Promise<string>((resolve, reject) => {
-      worker.on('message', (message: string) => message !== 'started' && resolve(message));
-      worker.on('error', reject);
-    });
-  const engines = await Promise.all([startWorker(40, 20), startWorker(40, 20)].map(finish));
-  t.deepEqual(engines, ['addon', 'addon']);
-  for (let i = 0; i < 3; i++) {
-    const worker = startWorker(600, 1000);
-    await new Promise((resolve) => worker.once('message', resolve));
-    await new Promise((resolve) => setTimeout(resolve, 50));
-    await worker.terminate();
-  }
-  const session = await InferenceSession.create(identityModel('float32'), cpu);
-  const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(7), [1]) });
-  t.deepEqual(y!.data, Float32Array.of(7));
-  await session.release();
-});
-
-withAddon('options reach ONNX Runtime', async (t) => {
-  const model = bundledModel('bert-sdpa-dyn18');
-  const free = (await InferenceSession.create(model.modelFile, cpu)).inputMetadata[0]!;
-  const dimension = (free.isTensor ? free.shape : []).find((size) => typeof size === 'string') as string;
-  const fixed = await InferenceSession.create(model.modelFile, { ...cpu, freeDimensionOverrides: { [dimension]: 2 } });
-  const metadata = fixed.inputMetadata[0]!;
-  t.true(metadata.isTensor && metadata.shape.includes(2));
-  const plain = { ...cpu, enableCpuMemArena: false, enableMemPattern: false, executionMode: 'parallel' } as const;
-  const doubling = await InferenceSession.create(powerModel(1), plain);
-  const { y } = await doubling.run({ x: new Tensor('float32', Float32Array.of(3), [1, 1]) });
-  t.deepEqual(y!.data, Float32Array.of(9));
-  const wrong = { ...cpu, extra: { session: { disable_prepacking: 'perhaps' } } };
-  await t.throwsAsync(InferenceSession.create(model.modelFile, { ...cpu, intraOpNumThreads: -1 }), {
-    message: /intraOpNumThreads/,
-  });
-  await t.notThrowsAsync(InferenceSession.create(model.modelFile, wrong));
-});
-
-withAddon('external data is found beside the model, and taken from memory', async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-external-'));
-  const weights = Float32Array.of(10, 20, 30, 40);
-  const bytes = new Uint8Array(weights.buffer);
-  writeFileSync(join(folder, 'model.onnx'), externalModel());
-  const check = async (session: InferenceSession) => {
-    const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(1, 2, 3, 4), [4]) });
-    t.deepEqual(y!.data, Float32Array.of(11, 22, 33, 44));
-    await session.release();
-  };
-  await t.throwsAsync(InferenceSession.create(join(folder, 'model.onnx'), cpu), { message: /weights\.bin/ });
-  const withData = (data: Uint8Array | Blob | string) => ({ ...cpu, externalData: [{ path: 'weights.bin', data }] });
-  await check(await InferenceSession.create(externalModel(), withData(bytes)));
-  await check(await InferenceSession.create(externalModel(), withData(new Blob([bytes]))));
-  writeFileSync(join(folder, 'weights.bin'), bytes);
-  await check(await InferenceSession.create(join(folder, 'model.onnx'), cpu));
-  await check(await InferenceSession.create(externalModel(), withData(join(folder, 'weights.bin'))));
-  await check(await InferenceSession.create(join(folder, 'model.onnx'), { ...cpu, externalData: ['weights.bin'] }));
-  const short = withData(bytes.slice(0, 8));
-  await t.throwsAsync(InferenceSession.create(externalModel(), short), { name: 'OrtFlashError' });
-  const missing = withData(join(folder, 'none.bin'));
-  await t.throwsAsync(InferenceSession.create(externalModel(), missing), { message: /none\.bin/ });
-  rmSync(folder, { recursive: true });
-});
-
-test('without the addon, sessions go through onnxruntime-node, and what is missing is said once', (t) => {
-  const program = `
-    import { InferenceSession, Tensor } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
-    import { identityModel } from ${JSON.stringify(new URL('./test-models.ts', import.meta.url).href)};
-    for (let i = 0; i < 3; i++) {
-      const session = await InferenceSession.create(identityModel('float32'));
-      const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(i), [1]) });
-      console.log(session.explain().engine, y.data[0], session.inputNames[0], session.outputMetadata[0].type);
-      await session.release();
-      await session.release();
-    }`;
-  const { stdout, stderr } = spawnSync(
-    process.execPath,
-    ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', program],
-    { encoding: 'utf8', env: { ...process.env, ORT_FLASH_NODE_ADDON: '/no/such/addon.node' } },
-  );
-  t.is(stdout.trim(), [0, 1, 2].map((i) => `onnxruntime-node ${i} x float32`).join('\n'));
-  t.is(stderr.match(/npm run build:addon/g)?.length, 1, stderr);
-});
-
-test('execution providers fall through in order, with the reasons', async (t) => {
-  const session = await InferenceSession.create(identityModel('float32'), { executionProviders: ['webgpu', 'cpu'] });
-  const { device, refused, text } = session.explain();
-  t.is(device, 'cpu');
-  t.deepEqual(
-    refused.map(({ provider }) => provider),
-    ['webgpu'],
-  );
-  t.regex(text, /^runs on cpu through .*; not webgpu: /);
-  const none = await t.throwsAsync(
-    InferenceSession.create(identityModel('float32'), { executionProviders: ['webgpu', 'no-such'] }),
-  );
-  t.regex(none!.message, /webgpu: .*no-such: /);
-  await session.release();
 });

@@ -1,0 +1,137 @@
+/** Runs of sessions: large ones, many at once, beside the event loop, in worker threads, and released in the middle. */
+import { existsSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
+import test from 'ava';
+import { InferenceSession, Tensor } from './index.js';
+import { addonPath } from './node-paths.js';
+import { identityModel, powerModel } from './test-models.js';
+
+const withAddon = existsSync(addonPath()) ? test : test.skip;
+
+const cpu = { executionProviders: ['cpu'], intraOpNumThreads: 1 } as const;
+
+/** 0, 0.5, 1, … */
+const ramp = (length: number) => Float64Array.from({ length }, (_, i) => i * 0.5);
+
+withAddon('large inputs and results are whole, whatever their sizes were before', async (t) => {
+  const session = await InferenceSession.create(identityModel('float64'), cpu);
+  // Memory for a result is made before the run where the last one was large; it may turn out larger, smaller or none.
+  for (const length of [3_000_000, 3_000_000, 1_000_000, 5, 1_000_000, 0, 2_000_000]) {
+    const data = ramp(length);
+    const { y } = await session.run({ x: new Tensor('float64', data, [length]) });
+    t.is(y!.data.length, length);
+    t.true((y!.data as Float64Array).every((value, i) => value === data[i]));
+  }
+  const inputs = [2_000_000, 1_000_000, 2_000_000].map(ramp);
+  const runs = inputs.map((data) => session.run({ x: new Tensor('float64', data, [data.length]) }));
+  for (const [i, { y }] of (await Promise.all(runs)).entries()) t.deepEqual(y!.data, inputs[i]);
+  await session.release();
+});
+
+withAddon('a large input that starts anywhere in its buffer is read', async (t) => {
+  const session = await InferenceSession.create(identityModel('float32'), cpu);
+  const data = Float32Array.from({ length: 100_001 }, (_, i) => i).subarray(1);
+  const shared = new Float32Array(new SharedArrayBuffer(400_000));
+  shared.set(data);
+  for (const x of [data, shared]) {
+    const { y } = await session.run({ x: new Tensor('float32', x, [100_000]) });
+    t.deepEqual(y!.data, data.slice());
+  }
+  await session.release();
+});
+
+withAddon('an input that is transferred while a run reads it is told of', async (t) => {
+  const session = await InferenceSession.create(powerModel(20), cpu);
+  const x = new Tensor('float32', new Float32Array(256 * 256), [256, 256]);
+  const run = session.run({ x });
+  const moved = structuredClone(x.data, { transfer: [(x.data as Float32Array<ArrayBuffer>).buffer] });
+  await t.throwsAsync(run, { message: /input x was given to another thread/, code: 'invalid-tensor' });
+  t.is(moved.length, 256 * 256);
+  await session.release();
+});
+
+withAddon('many runs at once, of one session and of several, each get their own result', async (t) => {
+  const sessions = await Promise.all([0, 1, 2].map(() => InferenceSession.create(powerModel(2), cpu)));
+  await Promise.all(
+    Array.from({ length: 90 }, async (_, i) => {
+      const { y } = await sessions[i % 3]!.run({ x: new Tensor('float32', Float32Array.of(i, 0, 0, 1), [2, 2]) });
+      t.deepEqual(y!.data, Float32Array.of(i ** 3, 0, 0, 1));
+    }),
+  );
+  await Promise.all(sessions.map((session) => session.release()));
+});
+
+withAddon('timers and files go on during a long run, however many runs there are', async (t) => {
+  const session = await InferenceSession.create(powerModel(20), { ...cpu });
+  const size = 500;
+  const x = new Tensor('float32', new Float32Array(size * size).fill(1 / size), [size, size]);
+  await session.run({ x });
+  let ticks = 0;
+  let running = 6;
+  const timer = setInterval(() => {
+    ticks++;
+  }, 1);
+  const runs = Array.from({ length: 6 }, () =>
+    session.run({ x }).finally(() => {
+      running--;
+    }),
+  );
+  const { readFile } = await import('node:fs/promises');
+  await readFile(new URL(import.meta.url));
+  t.true(running > 0, 'a file was read before the runs ended');
+  await Promise.all(runs);
+  clearInterval(timer);
+  // Some seconds of computing; the event loop, had it been blocked, would have ticked about once a run.
+  t.true(ticks > 50, `${ticks} ticks`);
+  await session.release();
+});
+
+withAddon('release waits for runs, may come twice, and ends the session', async (t) => {
+  const session = await InferenceSession.create(powerModel(20), cpu);
+  const x = new Tensor('float32', new Float32Array(300 * 300).fill(1 / 300), [300, 300]);
+  const runs = Array.from({ length: 5 }, () => session.run({ x }));
+  const released = [session.release(), session.release()];
+  await t.throwsAsync(session.run({ x }), { message: /was released/ });
+  for (const { y } of await Promise.all(runs)) t.true(Math.abs((y!.data as Float32Array)[0]! - 1 / 300) < 1e-6);
+  await Promise.all(released);
+  await session.release();
+  await t.throwsAsync(session.run({ x }), { message: /was released/ });
+});
+
+const WORKER = `
+import { register } from '${import.meta.resolve('tsx/esm/api')}';
+import { parentPort, workerData } from 'node:worker_threads';
+register();
+const { InferenceSession, Tensor } = await import(workerData.module);
+const session = await InferenceSession.create(workerData.model, { executionProviders: ['cpu'], intraOpNumThreads: 1 });
+const x = new Tensor('float32', new Float32Array(workerData.size ** 2).fill(1 / workerData.size), [workerData.size, workerData.size]);
+parentPort.postMessage('started');
+for (let i = 0; i < workerData.runs; i++) await session.run({ x });
+parentPort.postMessage(session.explain().engine);
+`;
+
+function startWorker(size: number, runs: number): Worker {
+  const module = new URL('./index.ts', import.meta.url).href;
+  const workerData = { module, model: powerModel(20), size, runs };
+  return new Worker(new URL(`data:text/javascript,${encodeURIComponent(WORKER)}`), { workerData });
+}
+
+withAddon('worker threads have sessions of their own, and may end in the middle of a run', async (t) => {
+  const finish = (worker: Worker) =>
+    new Promise<string>((resolve, reject) => {
+      worker.on('message', (message: string) => message !== 'started' && resolve(message));
+      worker.on('error', reject);
+    });
+  const engines = await Promise.all([startWorker(40, 20), startWorker(40, 20)].map(finish));
+  t.deepEqual(engines, ['addon', 'addon']);
+  for (let i = 0; i < 3; i++) {
+    const worker = startWorker(600, 1000);
+    await new Promise((resolve) => worker.once('message', resolve));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    await worker.terminate();
+  }
+  const session = await InferenceSession.create(identityModel('float32'), cpu);
+  const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(7), [1]) });
+  t.deepEqual(y!.data, Float32Array.of(7));
+  await session.release();
+});
