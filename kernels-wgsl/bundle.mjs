@@ -1,5 +1,6 @@
-// Bundles `ort-flash/web` into one module for pages without a bundler of their own. It imports nothing but
-// `onnxruntime-web/webgpu`, which the page's import map names.
+// Bundles `ort-flash/web` for pages without a bundler of their own: one module, and beside it those parts that it loads
+// when they are needed. They import nothing else but `onnxruntime-web/webgpu`, which the page's import map names.
+import { basename, dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
@@ -12,14 +13,17 @@ const publicName = {
 };
 
 /**
- * @param {string} outfile
+ * @param {string} outfile the module; its parts go beside it
  * @returns {Promise<import('esbuild').BuildResult>}
  */
 export function bundleWeb(outfile) {
   return build({
     entryPoints: [fileURLToPath(new URL('web.ts', import.meta.url))],
-    outfile,
+    outdir: dirname(outfile),
+    entryNames: basename(outfile, '.js'),
+    chunkNames: `${basename(outfile, '.min.js')}-[name]-[hash].min`,
     bundle: true,
+    splitting: true,
     minify: true,
     format: 'esm',
     target: 'es2022',

@@ -3,11 +3,11 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { DataType } from '../graph-rewrite/onnx/proto.js';
+import { FLASH_ATTENTION_DOMAIN } from '../graph-rewrite/op/definition.js';
 import type { LoweredSite, SiteReport } from '../graph-rewrite/report.js';
-import { rewriteModel } from '../graph-rewrite/rewrite.js';
-import { type AttentionFacts, cutModel } from './session/cut.js';
+import type { AttentionFacts } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
-import { loadExternalFiles, loadFile } from './session/external-files.js';
+import { isPath, loadExternalFiles, loadFile } from './session/external-files.js';
 import { fixDimensions } from './session/free-dimensions.js';
 import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
@@ -34,7 +34,7 @@ export interface WebSessionExplanation {
   readonly attentions: number;
   /** ONNX Runtime sessions that the model is cut into; 1 where it is whole. */
   readonly segments: number;
-  /** The model's attention sites as the rewriter saw them; empty where it was not asked. */
+  /** The model's attention sites as the rewriter saw them; empty where it was not asked, or had been before. */
   readonly sites: readonly SiteReport[];
   /** Why attention does not run in this package's kernels, or why not on an execution provider asked for before. */
   readonly reasons: readonly string[];
@@ -104,15 +104,20 @@ async function openWebGpu(
   const engine = await engineOf(providerOptions);
   const whole = { ...providerOptions, name: 'webgpu', device: engine.device } as Provider;
   if (flash === 'off') return openWhole(whole, source, options, [], [...reasons, "flash is 'off'"]);
-  const bytes = await loadFile(source);
-  const { model, sites } = readModel(bytes, source, options);
-  const files = await loadExternalFiles(options.externalData);
+  const { bytes, files, model, sites } = await loadModel(source, options);
   try {
     const metadata = readMetadata(model);
-    const plan = cutModel(model, (facts) => isTaken(facts, engine));
+    const { cutModel } = await import('./session/cut.js');
+    const cut = (whole: ModelProto) => cutModel(whole, (facts) => isTaken(facts, engine));
+    const plan = cut(model);
     if (!plan.steps.some((step) => step.kind === 'attention'))
       throw new OrtFlashError('unsupported', whyNothing(sites));
-    const session = await SplicedSession.create(plan, metadata, { engine, options, provider: providerOptions, files });
+    const reload = async () => {
+      const again = await loadModel(source, options);
+      return { plan: cut(again.model), files: again.files };
+    };
+    const splice = { engine, options, provider: providerOptions, reload };
+    const session = await SplicedSession.create({ plan, files }, metadata, splice);
     const explanation = {
       device: 'webgpu',
       attentions: session.attentionCount,
@@ -166,17 +171,22 @@ async function openLowered(
   options: OrtTypes.SessionOptions,
   reasons: readonly string[],
 ): Promise<OpenedWebSession> {
-  const bytes = await loadFile(source);
-  const { model, sites, lowered } = readModel(bytes, source, options, 'ort');
+  const { bytes, files, model, sites, lowered } = await loadModel(source, options, 'ort');
   const fused = lowered.filter(({ operator }) => operator !== 'FlashAttention').length;
+  const inBlocks = lowered.filter((site) => site.inBlocks).length;
   // A model that was rewritten before has no sites any more, but attentions to lower.
   const total = lowered.length + sites.filter((site) => !site.fused).length;
-  const { freeDimensionOverrides: _, ...rest } = options;
-  const note = `${fused} of ${total} attention sites run as ONNX Runtime's own fused operators`;
-  return openWhole(provider, fused > 0 ? encodeModel(model) : bytes, fused > 0 ? rest : options, sites, [
-    ...reasons,
-    note,
-  ]);
+  const { freeDimensionOverrides: _, ...lowering } = options;
+  const data = files.length > 0 ? { externalData: files } : {};
+  const note = `${fused} of ${total} attention sites run as ONNX Runtime's own fused operators, ${inBlocks} a block of queries at a time`;
+  const isLowered = fused + inBlocks > 0;
+  return openWhole(
+    provider,
+    isLowered ? encodeModel(model) : bytes,
+    { ...(isLowered ? lowering : options), ...data },
+    sites,
+    [...reasons, note],
+  );
 }
 
 interface ReadModel {
@@ -186,10 +196,28 @@ interface ReadModel {
   readonly lowered: readonly LoweredSite[];
 }
 
-/** Reads and rewrites a model; rewriting what is rewritten changes nothing. */
-function readModel(bytes: Uint8Array, source: Source, options: OrtTypes.SessionOptions, target?: 'ort'): ReadModel {
+/** Loads, reads and rewrites a model. */
+async function loadModel(source: Source, options: OrtTypes.SessionOptions, target?: 'ort') {
+  const bytes = await loadFile(source);
+  const read = await readModel(bytes, source, options, target);
+  return { ...read, bytes, files: await loadExternalFiles(options.externalData) };
+}
+
+/**
+ * Reads a model, and rewrites it unless it was before. The rewriter is larger than all else of `ort-flash/web` together,
+ * and so is loaded when the first model needs it: bundlers make a file of its own of it.
+ */
+async function readModel(
+  bytes: Uint8Array,
+  source: Source,
+  options: OrtTypes.SessionOptions,
+  target: 'ort' | undefined,
+): Promise<ReadModel> {
   const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
   fixDimensions(model, options.freeDimensionOverrides);
+  const isRewritten = model.opset_import.some(({ domain }) => domain === FLASH_ATTENTION_DOMAIN);
+  if (isRewritten && target === undefined) return { model, sites: [], lowered: [] };
+  const { rewriteModel } = await import('../graph-rewrite/rewrite.js');
   const { sites, lowered = [] } = rewriteModel(model, target === undefined ? {} : { target });
   return { model, sites, lowered };
 }
@@ -201,15 +229,19 @@ async function openWhole(
   sites: readonly SiteReport[],
   reasons: readonly string[],
 ): Promise<OpenedWebSession> {
-  const given = { ...options, executionProviders: [provider] };
+  const open = async () => {
+    const externalData = await loadExternalFiles(options.externalData);
+    const given = { ...options, executionProviders: [provider], ...(externalData.length > 0 ? { externalData } : {}) };
+    // In Node a path, which the runtime would take for an address.
+    const model = typeof source === 'string' && isPath(source) ? await loadFile(source) : source;
+    return typeof model === 'string' ? OrtSession.create(model, given) : OrtSession.create(model, given);
+  };
   try {
-    const session = await inTurn(() =>
-      typeof source === 'string' ? OrtSession.create(source, given) : OrtSession.create(source, given),
-    );
-    return {
-      handler: new WholeSessionHandler(session, inTurn),
-      explanation: explained({ device: nameOf(provider), attentions: 0, segments: 1, sites, reasons }),
-    };
+    // Only with outputs on the GPU does the runtime keep what a failed run had bound.
+    const keepsBindings = options.preferredOutputLocation !== undefined;
+    const session = new WholeSessionHandler(await inTurn(open), { inTurn, ...(keepsBindings ? { reopen: open } : {}) });
+    const explanation = explained({ device: nameOf(provider), attentions: 0, segments: 1, sites, reasons });
+    return { handler: session, explanation };
   } catch (error) {
     throw ortError(error);
   }

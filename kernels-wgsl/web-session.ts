@@ -13,7 +13,10 @@ import { openWebSession, type WebSessionExplanation, type WebSessionOptions } fr
  * - `release` waits for runs under way, and may be called more than once.
  * - Errors are OrtFlashError. A lost device rejects the runs under way; a session created after that gets a new one.
  */
-export const InferenceSession = defineSession<WebSessionOptions, WebSessionExplanation>(OrtSession, openWebSession);
+export const InferenceSession = /* @__PURE__ */ defineSession<WebSessionOptions, WebSessionExplanation>(
+  OrtSession,
+  openWebSession,
+);
 export type InferenceSession = ExplainedSession<WebSessionExplanation>;
 
 /** onnxruntime-web's types of sessions, under the names that they have there. */

@@ -12,4 +12,4 @@ export type { FlashMode, WebSessionExplanation, WebSessionOptions } from './web-
 export { InferenceSession };
 
 /** As onnxruntime-web's default export, with this package's InferenceSession. */
-export default { ...ort, InferenceSession };
+export default /* @__PURE__ */ Object.assign({}, ort, { InferenceSession });

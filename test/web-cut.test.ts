@@ -25,7 +25,7 @@ async function runPlan(plan: SplicePlan, inputs: TestData['inputs']): Promise<Ma
       for (const call of step.calls) attend(call, values);
       continue;
     }
-    const session = await InferenceSession.create(encodeModel(step.model), {
+    const session = await InferenceSession.create(encodeModel(plan.models.get(step)!), {
       logSeverityLevel: 4,
       intraOpNumThreads: 1,
     });

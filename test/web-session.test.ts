@@ -76,6 +76,89 @@ test('inputs that do not fit are refused by name, and the session goes on', asyn
   await session.release();
 });
 
+test('a run that fails leaves nothing behind: the next one is right, beside it and after it', async (t) => {
+  t.timeout(600_000);
+  const left: number[] = [];
+  for (const options of [{}, { flash: 'off' as const }, { preferredOutputLocation: 'gpu-buffer' as const }]) {
+    const session = await ort.InferenceSession.create(bert.modelFile, { ...options, logSeverityLevel: 4 });
+    const feeds = feedsOf(ort, session, bert);
+    const run = async () => {
+      const results = await session.run(feeds);
+      const entries = Object.entries(results).map(async ([name, tensor]) => {
+        const read = new ort.Tensor('float32', (await tensor.getData()) as Float32Array, tensor.dims);
+        tensor.dispose();
+        return [name, read] as const;
+      });
+      t.true(largestDifference(session, Object.fromEntries(await Promise.all(entries)), bert) <= bert.tolerance);
+    };
+    // As long as the model's inputs may be, but not together.
+    const long = new ort.Tensor('int64', new BigInt64Array(50), [2, 25]);
+    const bad = () => session.run({ ...feeds, attention_mask: long });
+    await run();
+    await t.throwsAsync(bad(), { name: 'OrtFlashError' });
+    await run();
+    const results = await Promise.allSettled([bad(), run(), bad(), bad(), run()]);
+    t.deepEqual(
+      results.map(({ status }) => status),
+      ['rejected', 'fulfilled', 'rejected', 'rejected', 'fulfilled'],
+    );
+    await run();
+    await session.release();
+    left.push(counts.buffers.size);
+  }
+  t.deepEqual(left, [left[0], left[0], left[0]]);
+});
+
+test('what the GPU refuses rejects the run, and the next one is right', async (t) => {
+  t.timeout(600_000);
+  const session = await ort.InferenceSession.create(bert.modelFile);
+  const feeds = feedsOf(ort, session, bert);
+  const device = (await ort.env.webgpu.device) as GPUDevice;
+  const create = device.createBuffer;
+  // ONNX Runtime reads the first of these and sees that it is no buffer; the second only the device does.
+  for (const label of ['ort-flash tensor', 'ort-flash outputs']) {
+    let refused = 0;
+    // As a device does that is out of memory: it gives a buffer that is none.
+    device.createBuffer = function (descriptor) {
+      if (descriptor.label !== label) return create.call(this, descriptor);
+      refused++;
+      return create.call(this, { ...descriptor, size: this.limits.maxBufferSize * 2 });
+    };
+    await t.throwsAsync(session.run(feeds), {
+      name: 'OrtFlashError',
+      message: /exceeds the max buffer size|Invalid Buffer/,
+    });
+    device.createBuffer = create;
+    t.true(refused > 0);
+    t.true(largestDifference(session, await session.run(feeds), bert) <= bert.tolerance);
+  }
+  await session.release();
+});
+
+test('sessions are released once, whenever it is asked for', async (t) => {
+  t.timeout(600_000);
+  for (const options of [{}, { flash: 'off' as const }]) {
+    const session = await ort.InferenceSession.create(bert.modelFile, options);
+    const feeds = feedsOf(ort, session, bert);
+    const pending = session.run(feeds);
+    await Promise.all([session.release(), session.release()]);
+    t.true(largestDifference(session, await pending, bert) <= bert.tolerance);
+    await session.release();
+    await t.throwsAsync(session.run(feeds), { name: 'OrtFlashError', message: /released/ });
+  }
+});
+
+test('arguments that are none are refused as ours', async (t) => {
+  const session = await ort.InferenceSession.create(bert.modelFile);
+  const feeds = feedsOf(ort, session, bert);
+  const argument = { name: 'OrtFlashError', code: 'invalid-argument' };
+  await t.throwsAsync(session.run({}), { ...argument, message: /'input_ids' is missing/ });
+  await t.throwsAsync(session.run(feeds, ['none']), { ...argument, message: /invalid output name: none/ });
+  await t.throwsAsync(ort.InferenceSession.create(bert.modelFile, 1 as never), argument);
+  await t.throwsAsync(ort.InferenceSession.create(undefined as never), argument);
+  await session.release();
+});
+
 test('a lost device ends the runs under way, and the next session gets another', async (t) => {
   t.timeout(600_000);
   const session = await ort.InferenceSession.create(bert.modelFile);

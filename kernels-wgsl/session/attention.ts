@@ -2,7 +2,7 @@ import { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import type { FlashAttentionOutput } from '../../graph-rewrite/op/definition.js';
 import { type ProblemInputs, type ProblemType, resolveProblem } from '../../graph-rewrite/op/problem.js';
-import type { PreparedAttention, TensorBuffer } from '../flash-attention.js';
+import type { FlashAttention, PreparedAttention, TensorBuffer } from '../flash-attention.js';
 import type { AttentionCall } from './cut.js';
 import type { Engine } from './engine.js';
 import { tensorBytes } from './tensors.js';
@@ -22,10 +22,12 @@ export class AttentionRunner {
   readonly call: AttentionCall;
   readonly #engine: Engine;
   readonly #prepared = new Map<string, PreparedAttention>();
+  #flash: FlashAttention;
 
   constructor(call: AttentionCall, engine: Engine) {
     this.call = call;
     this.#engine = engine;
+    this.#flash = engine.flash;
   }
 
   /**
@@ -34,6 +36,9 @@ export class AttentionRunner {
    *   take them
    */
   async prepare(inputs: Readonly<Record<string, { type: Tensor.Type; dims: readonly number[] }>>) {
+    const { flash } = this.#engine;
+    if (flash !== this.#flash) this.#prepared.clear();
+    this.#flash = flash;
     const key = JSON.stringify(Object.entries(inputs).map(([name, { type, dims }]) => [name, type, dims]));
     const known = this.#prepared.get(key);
     if (known !== undefined) return known;
@@ -42,7 +47,6 @@ export class AttentionRunner {
     );
     try {
       const problem = resolveProblem(this.call.attributes, Object.fromEntries(described) as unknown as ProblemInputs);
-      const { flash } = this.#engine;
       const prepared = flash.prepareNow(problem) ?? (await flash.prepare(problem));
       this.#prepared.set(key, prepared);
       if (this.#prepared.size > REMEMBERED_SHAPES) this.#prepared.delete(this.#prepared.keys().next().value!);

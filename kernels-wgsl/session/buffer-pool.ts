@@ -1,3 +1,5 @@
+import { OrtFlashError } from '../../graph-rewrite/errors.js';
+
 /** Runs after which a buffer that none of them used is destroyed. */
 const IDLE_RUNS = 4;
 /** Smallest buffer: one binding alignment. */
@@ -22,9 +24,17 @@ export class BufferPool {
     this.#device = device;
   }
 
-  /** A buffer of at least so many bytes, with whatever is in it. */
+  /**
+   * A buffer of at least so many bytes, with whatever is in it.
+   * @throws OrtFlashError `device` where the device has no buffers that large
+   */
   acquire(bytes: number): GPUBuffer {
-    const size = sizeClass(bytes);
+    const { maxBufferSize } = this.#device.limits;
+    if (bytes > maxBufferSize) {
+      const what = `a tensor takes ${bytes} bytes, the largest buffer of this device ${maxBufferSize}`;
+      throw new OrtFlashError('device', what, {}, 'use shorter inputs');
+    }
+    const size = Math.min(sizeClass(bytes), maxBufferSize);
     const buffer =
       this.#idle.get(size)?.pop()?.buffer ??
       this.#device.createBuffer({

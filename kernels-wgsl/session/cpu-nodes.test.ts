@@ -21,7 +21,7 @@ const cast = (input: string, output: string, to: number) =>
     attribute: [new AttributeProto({ name: 'to', type: 2, i: Long.fromNumber(to) })],
   });
 
-function graphOf(nodes: readonly NodeProto[], output: string, type: number) {
+function modelOf(nodes: readonly NodeProto[], output: string, type: number, opset = 17) {
   const weight = makeTensor('weight', 'float32', [1000], new Float32Array(1000));
   const scalar = makeTensor('scalar', 'float32', [], Float32Array.of(2));
   const graph = new GraphProto({
@@ -34,16 +34,16 @@ function graphOf(nodes: readonly NodeProto[], output: string, type: number) {
   const model = new Model(
     new ModelProto({
       ir_version: Long.fromNumber(8),
-      opset_import: [{ domain: '', version: Long.fromNumber(17) }],
+      opset_import: [{ domain: '', version: Long.fromNumber(opset) }],
       graph,
     }),
   );
-  return { graph: model.graph, inference: new Inference(model) };
+  return { model, inference: new Inference(model) };
 }
 
-const namesOf = (nodes: readonly NodeProto[], output: string, type: number) => {
-  const { graph, inference } = graphOf(nodes, output, type);
-  return [...findCpuNodes(graph, inference)].map(({ proto }) => proto.name).sort();
+const namesOf = (nodes: readonly NodeProto[], output: string, type: number, opset?: number) => {
+  const { model, inference } = modelOf(nodes, output, type, opset);
+  return [...findCpuNodes(model, inference)].map(({ proto }) => proto.name).sort();
 };
 
 test('what stands between integers and is made of them alone is kept on the CPU', (t) => {
@@ -56,6 +56,17 @@ test('what stands between integers and is made of them alone is kept on the CPU'
     node('Add', ['bucket', 'ids'], 'index'),
   ];
   t.deepEqual(namesOf(nodes, 'index', INT64), ['bucket', 'distance', 'index', 'log', 'real', 'scaled']);
+});
+
+test('angles of positions are kept on the CPU where ONNX Runtime has them there only', (t) => {
+  const nodes = [
+    cast('ids', 'positions', FLOAT),
+    node('Mul', ['positions', 'scalar'], 'angles'),
+    node('Cos', ['angles'], 'cosines'),
+    node('Mul', ['hidden', 'cosines'], 'rotated'),
+  ];
+  t.deepEqual(namesOf(nodes, 'rotated', FLOAT, 21), []);
+  t.deepEqual(namesOf(nodes, 'rotated', FLOAT, 22), ['angles', 'cosines', 'positions']);
 });
 
 test("the model's own work is not", (t) => {
@@ -76,8 +87,8 @@ test('long lists of names are made to fit', (t) => {
   const long = (i: number) => `value ${i} ${'x'.repeat(50)}`;
   const count = 1000;
   const nodes = Array.from({ length: count }, (_, i) => node('Neg', [i === 0 ? 'ids' : long(i - 1)], long(i)));
-  const { graph, inference } = graphOf(nodes, long(count - 1), INT64);
-  const found = findCpuNodes(graph, inference);
+  const { model, inference } = modelOf(nodes, long(count - 1), INT64);
+  const found = findCpuNodes(model, inference);
   t.is(found.size, count);
   nameNodes(found);
   const names = [...found].map(({ proto }) => proto.name!);

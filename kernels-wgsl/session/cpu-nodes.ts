@@ -1,32 +1,40 @@
-import type { Graph, Node, Value } from '../../graph-rewrite/graph/graph.js';
+import type { Model, Node, Value } from '../../graph-rewrite/graph/graph.js';
 import { DataType } from '../../graph-rewrite/onnx/proto.js';
 import { elementCount } from '../../graph-rewrite/onnx/tensor.js';
 import type { Inference } from '../../graph-rewrite/shape/inference.js';
 
 const INTEGERS: ReadonlySet<number> = new Set([DataType.INT32, DataType.INT64, DataType.BOOL]);
 
-/** Constants of more elements are weights, and what is computed with them is the model's own work. */
-const LARGEST_CONSTANT = 16;
+/**
+ * Constants of more elements are weights, and what is computed with them is the model's own work. Frequencies of rotary
+ * embeddings are half as many as a head is wide.
+ */
+const LARGEST_CONSTANT = 512;
+
+/** From this version on, ONNX Runtime has sines and cosines on the CPU only: opset 22 defines them anew, for bfloat16. */
+const ANGLES_ON_CPU = 22;
 
 /** Bytes of the longest list of names that ONNX Runtime takes. */
 const LONGEST_LIST = 8191;
 
 /**
  * The nodes to be kept on the CPU: those that compute on integers and booleans alone (positions, shapes, masks), and
- * what stands between them and is made of them alone, such as the logarithms that T5 sorts distances by. ONNX Runtime
- * would split them between CPU and GPU, operator by operator, and read back in between.
+ * what is made of them alone and leads back to the CPU, such as the logarithms that T5 sorts distances by, and the
+ * angles of rotary embeddings. ONNX Runtime would split them between CPU and GPU, operator by operator, and read back in
+ * between.
  */
-export function findCpuNodes(graph: Graph, inference: Inference): ReadonlySet<Node> {
+export function findCpuNodes(model: Model, inference: Inference): ReadonlySet<Node> {
   const isInteger = (value: Value) => INTEGERS.has(inference.of(value).type ?? 0);
   const found = new Set<Node>();
   const between = new Set<Node>();
-  for (const node of graph.nodes) {
+  for (const node of model.graph.nodes) {
     if (node.subgraphs.length > 0 || isLargeOrRandom(node)) continue;
     const inputs = node.inputs.filter((value) => value !== undefined);
     const outputs = node.outputs.filter((value) => value !== undefined);
     if ([...inputs, ...outputs].every(isInteger)) found.add(node);
     else if (inputs.every((value) => isInteger(value) || isSmall(value) || isFrom(between, value))) between.add(node);
   }
+  if (model.opset() >= ANGLES_ON_CPU) for (const node of between) if (node.is('Sin', 'Cos')) found.add(node);
   for (const node of [...found]) for (const value of node.inputs) if (value) addProducers(value, between, found);
   return found;
 }

@@ -26,8 +26,6 @@ const LEAST_SHARED = 1 << 16;
 /** A part of the model that ONNX Runtime runs. */
 export interface SegmentStep {
   readonly kind: 'segment';
-  /** The part as a model of its own; its inputs and outputs carry the names that they have in the whole. */
-  readonly model: ModelProto;
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   /** Names of the nodes that are to run on the CPU; see {@link findCpuNodes}. */
@@ -56,6 +54,8 @@ export type SpliceStep = SegmentStep | AttentionStep;
 /** A model cut at its `FlashAttention` nodes: steps to be carried out in order. */
 export interface SplicePlan {
   readonly steps: readonly SpliceStep[];
+  /** Each segment as a model of its own; its inputs and outputs carry the names that they have in the whole. */
+  readonly models: ReadonlyMap<SegmentStep, ModelProto>;
   /** Constants that are fed to the steps that name them among their inputs: weights of several segments, masks. */
   readonly constants: ReadonlyMap<string, TensorProto>;
   /** Values that `FlashAttention` reads, and so must be on the GPU. */
@@ -127,6 +127,7 @@ class Cutter {
   readonly #nodes: Node[][];
   readonly #types = new Map<string, number>();
   readonly #constants = new Map<string, TensorProto>();
+  readonly #models = new Map<SegmentStep, ModelProto>();
   readonly #attended = new Set<string>();
   readonly #shared: ReadonlySet<Value>;
   readonly #cpuNodes: ReadonlySet<Node>;
@@ -141,7 +142,7 @@ class Cutter {
       this.#graph.nodes.filter((node) => placement.segments.get(node)?.has(segment)),
     );
     this.#shared = this.#sharedWeights();
-    this.#cpuNodes = findCpuNodes(this.#graph, inference);
+    this.#cpuNodes = findCpuNodes(model, inference);
     nameNodes([...this.#cpuNodes].filter((node) => placement.segments.has(node)));
   }
 
@@ -155,6 +156,7 @@ class Cutter {
     }
     return {
       steps,
+      models: this.#models,
       constants: this.#constants,
       attended: this.#attended,
       types: this.#types,
@@ -210,13 +212,14 @@ class Cutter {
       sparse_initializer: proto.sparse_initializer.filter((tensor) => names.has(tensor.values?.name ?? '')),
       value_info: proto.value_info.filter((info) => inner.has(info.name ?? '')),
     });
-    return {
+    const step: SegmentStep = {
       kind: 'segment',
-      model: this.#wrap(part),
       inputs: inputs.map((value) => value.name),
       outputs: outputs.map((value) => value.name),
       cpuNodes: nodes.filter((node) => this.#cpuNodes.has(node)).map(({ proto }) => proto.name!),
     };
+    this.#models.set(step, this.#wrap(part));
+    return step;
   }
 
   #describe(value: Value) {

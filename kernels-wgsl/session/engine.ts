@@ -29,15 +29,15 @@ const WANTED_LIMITS = [
 /** One GPUDevice with what all sessions on it share. */
 export class Engine {
   readonly device: GPUDevice;
-  readonly flash: FlashAttention;
   readonly pool: BufferPool;
   /** Never resolves; rejects when the device is lost. */
   readonly lost: Promise<never>;
+  #flash: FlashAttention;
   #loss: OrtFlashError | undefined;
 
   private constructor(device: GPUDevice) {
     this.device = device;
-    this.flash = FlashAttention.create(device);
+    this.#flash = FlashAttention.create(device);
     this.pool = new BufferPool(device);
     this.lost = device.lost.then((info) => {
       this.#loss = lossError(info);
@@ -51,6 +51,38 @@ export class Engine {
   /** @throws OrtFlashError `device` once the device is lost. */
   check(): void {
     if (this.#loss) throw this.#loss;
+  }
+
+  /** The kernels; others after the device refused work, with nothing kept that was made for it. */
+  get flash(): FlashAttention {
+    return this.#flash;
+  }
+
+  /**
+   * Carries out work that submits to the device.
+   * @returns what came of it, and the error that the device has to tell of it, undefined where it has none
+   */
+  async watch<T>(work: () => Promise<T>): Promise<{ result: T; refusal: Promise<OrtFlashError | undefined> }> {
+    for (const kind of ['out-of-memory', 'validation'] as const) this.device.pushErrorScope(kind);
+    // Both are popped, whatever comes of the work. A lost device tells its loss, and nothing here.
+    const pop = () => this.device.popErrorScope().catch(() => null);
+    const [outcome] = await Promise.allSettled([work()]);
+    const refusal = this.#refusal(pop(), pop());
+    if (outcome.status === 'rejected') throw outcome.reason;
+    return { result: outcome.value, refusal };
+  }
+
+  async #refusal(...scopes: readonly Promise<GPUError | null>[]): Promise<OrtFlashError | undefined> {
+    const error = (await Promise.all(scopes)).find((found) => found !== null);
+    if (!error || this.isLost) return undefined;
+    // Buffers may be among what was refused, and would be used again. The kernels' own go with them, unreferenced: a
+    // run may be about to submit them.
+    this.pool.clear();
+    this.#flash = FlashAttention.create(this.device);
+    const isMemory = typeof GPUOutOfMemoryError !== 'undefined' && error instanceof GPUOutOfMemoryError;
+    const what = isMemory ? 'the GPU is out of memory' : 'the GPU refused a run';
+    const hint = isMemory ? 'release sessions and tensors, or use shorter inputs' : undefined;
+    return new OrtFlashError('device', `${what}: ${error.message}`, {}, hint, { cause: error });
   }
 
   get isLost(): boolean {

@@ -30,6 +30,11 @@ export async function loadFile(source: FileSource): Promise<Uint8Array> {
   }
 }
 
+/** Whether a text names a file of this machine, as only Node can open it. */
+export function isPath(text: string): boolean {
+  return !isAddress(text) && nodeReadFile() !== undefined;
+}
+
 const isAddress = (text: string) => /^[a-z][a-z0-9+.-]+:/i.test(text);
 
 interface NodeProcess {

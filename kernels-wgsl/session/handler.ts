@@ -68,31 +68,60 @@ export abstract class FlashSessionHandler implements InferenceSessionHandler {
   endProfiling(): void {}
 }
 
+/** How a runtime's session is to be handled. */
+export interface WholeSessionOptions {
+  /** Carries out a call to the runtime when that may be called; at once where left out. */
+  readonly inTurn?: <T>(work: () => Promise<T>) => Promise<T>;
+  /** Opens the session anew after a run failed, where the runtime would go on from the failed run's state. */
+  readonly reopen?: () => Promise<OrtTypes>;
+}
+
 /** A session of ONNX Runtime's own that has the model whole. */
 export class WholeSessionHandler extends FlashSessionHandler {
-  readonly #session: OrtTypes;
-  readonly #inTurn: <T>(work: () => Promise<T>) => Promise<T>;
+  readonly #inTurn: NonNullable<WholeSessionOptions['inTurn']>;
+  readonly #reopen: WholeSessionOptions['reopen'];
+  /** Undefined from when a failed run's session was closed until another is open. */
+  #session: OrtTypes | undefined;
+  #hasFailed = false;
 
-  /** @param inTurn carries out a call to the runtime when that may be called */
-  constructor(session: OrtTypes, inTurn: <T>(work: () => Promise<T>) => Promise<T> = (work) => work()) {
+  constructor(session: OrtTypes, { inTurn = (work) => work(), reopen }: WholeSessionOptions = {}) {
     super({ inputs: session.inputMetadata, outputs: session.outputMetadata });
     this.#session = session;
     this.#inTurn = inTurn;
+    this.#reopen = reopen;
   }
 
   protected override runModel(feeds: Feeds, fetches: Fetches, options: OrtTypes.RunOptions): Promise<Results> {
-    return this.#inTurn(() => this.#session.run(feeds, fetches, options));
+    return this.#inTurn(async () => {
+      const session = await this.#usable();
+      try {
+        return await session.run(feeds, fetches, options);
+      } catch (error) {
+        this.#hasFailed = true;
+        throw error;
+      }
+    });
   }
 
   protected override free(): Promise<void> {
-    return this.#inTurn(() => this.#session.release());
+    return this.#inTurn(async () => this.#session?.release());
+  }
+
+  async #usable(): Promise<OrtTypes> {
+    if (this.#session !== undefined && !(this.#hasFailed && this.#reopen)) return this.#session;
+    const failed = this.#session;
+    this.#session = undefined;
+    await failed?.release();
+    this.#session = await this.#reopen!();
+    this.#hasFailed = false;
+    return this.#session;
   }
 
   override startProfiling(): void {
-    this.#session.startProfiling();
+    this.#session?.startProfiling();
   }
 
   override endProfiling(): void {
-    this.#session.endProfiling();
+    this.#session?.endProfiling();
   }
 }

@@ -1,7 +1,7 @@
 import type { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { type AttentionRunner, bufferBytes, gpuTensor } from './attention.js';
-import type { AttentionCall, SplicePlan } from './cut.js';
+import type { AttentionCall } from './cut.js';
 import type { Engine } from './engine.js';
 import type { ScheduledStep } from './schedule.js';
 import { checkTarget, cpuBytes, cpuTensor, fillTensor, readBack, tensorBytes } from './tensors.js';
@@ -15,11 +15,29 @@ export interface SegmentRunner {
 
 export interface RunContext {
   readonly engine: Engine;
-  readonly plan: SplicePlan;
   readonly segments: ReadonlyMap<number, SegmentRunner>;
   readonly attentions: ReadonlyMap<AttentionCall, AttentionRunner>;
   /** Constants that steps read, on the GPU. */
   readonly constants: Tensors;
+  /** Where an output stays that the caller gave no tensor for. */
+  readonly location: (name: string) => Tensor.DataLocation;
+}
+
+type Results = Record<string, Tensor>;
+
+/** Outputs of a run whose work is submitted. In an object, because a promise of a promise would wait for both. */
+export interface SubmittedRun {
+  readonly outputs: Promise<Results>;
+}
+
+/** Outputs whose elements may still be on their way. */
+interface Collected {
+  /** The elements of those that are read back. */
+  readonly contents: Promise<readonly ArrayBuffer[]>;
+  /** All outputs, given these elements. */
+  readonly finish: (contents: readonly ArrayBuffer[]) => Results;
+  /** Frees the outputs in place of giving them to the caller. */
+  readonly drop: () => void;
 }
 
 /** A value during a run. */
@@ -43,64 +61,91 @@ export class SplicedRun {
     for (const [name, tensor] of Object.entries({ ...context.constants, ...feeds })) this.#values.set(name, { tensor });
   }
 
-  /** Submits the steps in order; nothing waits for the GPU. */
-  async submit(steps: readonly ScheduledStep[]): Promise<void> {
+  /**
+   * Submits the steps in order; nothing waits for the GPU. Where outputs are read back, what the GPU refuses of the run
+   * rejects them; else it is told as the device tells errors, because asking would be to wait.
+   * @throws OrtFlashError where a step cannot be submitted
+   */
+  async carryOut(steps: readonly ScheduledStep[]): Promise<SubmittedRun> {
+    if (Object.entries(this.#fetches).every(([name, target]) => this.#staysOnGpu(name, target)))
+      return { outputs: Promise.resolve((await this.#submit(steps)).finish([])) };
+    const { result, refusal } = await this.#context.engine.watch(() => this.#submit(steps));
+    const outputs = this.#finish(result, refusal);
+    // Told through the run's own promise.
+    outputs.catch(() => undefined);
+    return { outputs };
+  }
+
+  async #finish({ contents, finish, drop }: Collected, refusal: Promise<OrtFlashError | undefined>): Promise<Results> {
+    const [read] = await Promise.allSettled([contents]);
+    // A read that fails because of what was refused before is told by that.
+    const error = await refusal;
+    if (error === undefined && read.status === 'fulfilled') return finish(read.value);
+    drop();
+    throw error ?? (read as PromiseRejectedResult).reason;
+  }
+
+  async #submit(steps: readonly ScheduledStep[]): Promise<Collected> {
     try {
       for (const step of steps) {
         if (step.step.kind === 'segment') await this.#runSegment(step);
         else await this.#runAttention(step);
         for (const name of step.release) this.#free(name);
       }
-    } catch (error) {
-      this.freeAll();
-      throw error;
+      return this.#collect();
+    } finally {
+      for (const name of [...this.#values.keys()]) this.#free(name);
     }
   }
 
-  /**
-   * The outputs, where the caller wants them. What is to be read back is copied at once; the promise settles when the
-   * GPU is done.
-   * @param location where an output stays that the caller gave no tensor for
-   */
-  collect(location: (name: string) => Tensor.DataLocation): Promise<Record<string, Tensor>> {
-    const results: Record<string, Tensor> = {};
-    const pending: { readonly name: string; readonly tensor: Tensor }[] = [];
-    for (const [name, target] of Object.entries(this.#fetches)) {
-      const { tensor } = this.#values.get(name)!;
-      if (tensor.location === 'cpu') {
-        if (target === null) results[name] = tensor;
-        else if (target.location === 'cpu') fillTensor(name, target, tensor);
-        else this.#context.engine.device.queue.writeBuffer(target.gpuBuffer as GPUBuffer, 0, cpuBytes(tensor));
-      } else if (target?.location === 'cpu') pending.push({ name, tensor });
-      else if (target === null && location(name) === 'gpu-buffer') {
-        results[name] = tensor;
+  /** Puts the outputs where the caller wants them; what is to be read back is copied at once. */
+  #collect(): Collected {
+    const { device } = this.#context.engine;
+    const wanted = Object.entries(this.#fetches).map(([name, target]) => ({
+      name,
+      target,
+      tensor: this.#value(name).tensor,
+    }));
+    for (const { name, target, tensor } of wanted) if (target) checkTarget(name, target, tensor.type, tensor.dims);
+    const onGpu = wanted.filter(({ tensor }) => tensor.location === 'gpu-buffer');
+    const kept = onGpu.filter(({ name, target }) => this.#staysOnGpu(name, target));
+    const read = onGpu.filter((output) => !kept.includes(output));
+    const handedOver: Tensor[] = [];
+    for (const { name, target, tensor } of wanted) {
+      if (target?.location === 'gpu-buffer') this.#copyInto(target, tensor);
+      else if (kept.some((output) => output.name === name)) {
         // It is the caller's now, who frees it with `dispose`.
         this.#values.delete(name);
-      } else if (target === null) pending.push({ name, tensor });
-      else this.#copyInto(target, tensor);
-    }
-    const buffers = pending.map(({ tensor }) => ({
-      buffer: tensor.gpuBuffer as GPUBuffer,
-      bytes: tensorBytes(tensor.type, tensor.dims),
-    }));
-    const read = pending.length > 0 ? readBack(this.#context.engine.device, buffers) : Promise.resolve([]);
-    const shapes = pending.map(({ name, tensor: { type, dims } }) => ({ name, type, dims }));
-    this.freeAll();
-    return read.then((contents) => {
-      for (const [i, { name, type, dims }] of shapes.entries()) {
-        const result = cpuTensor(type, contents[i]!, dims);
-        const target = this.#fetches[name];
-        if (target) fillTensor(name, target, result);
-        else results[name] = result;
+        handedOver.push(tensor);
       }
-      const wanted = Object.entries(this.#fetches);
-      return Object.fromEntries(wanted.map(([name, target]) => [name, target ?? results[name]!]));
-    });
+    }
+    const contents = readBack(
+      device,
+      read.map(({ tensor: { gpuBuffer, type, dims } }) => ({
+        buffer: gpuBuffer as GPUBuffer,
+        bytes: tensorBytes(type, dims),
+      })),
+    );
+    const finish = (elements: readonly ArrayBuffer[]) => {
+      const results: Results = {};
+      for (const output of wanted) {
+        const { name, target, tensor } = output;
+        const at = read.indexOf(output);
+        const value = at < 0 ? tensor : cpuTensor(tensor.type, elements[at]!, tensor.dims);
+        if (target?.location === 'cpu') fillTensor(name, target, value);
+        results[name] = target ?? value;
+      }
+      return results;
+    };
+    const drop = () => {
+      for (const tensor of handedOver) tensor.dispose();
+    };
+    return { contents, finish, drop };
   }
 
-  /** Gives back the memory of everything that the run still holds. */
-  freeAll(): void {
-    for (const name of [...this.#values.keys()]) this.#free(name);
+  /** Whether an output is wanted on the GPU. */
+  #staysOnGpu(name: string, target: Tensor | null): boolean {
+    return (target?.location ?? this.#context.location(name)) === 'gpu-buffer';
   }
 
   async #runSegment({ index, step, outputs }: ScheduledStep): Promise<void> {
@@ -121,7 +166,16 @@ export class SplicedRun {
     const encoder = engine.device.createCommandEncoder({ label: 'ort-flash attention' });
     // Free again once it is submitted, and not before: an upload for the next call would come too early.
     const scratch: GPUBuffer[] = [];
-    for (const call of step.calls) {
+    try {
+      await this.#encodeCalls(step.calls, encoder, scratch);
+      engine.device.queue.submit([encoder.finish()]);
+    } finally {
+      for (const buffer of scratch) engine.pool.release(buffer);
+    }
+  }
+
+  async #encodeCalls(calls: readonly AttentionCall[], encoder: GPUCommandEncoder, scratch: GPUBuffer[]): Promise<void> {
+    for (const call of calls) {
       const runner = this.#context.attentions.get(call)!;
       const inputs = Object.entries(call.inputs).map(([input, name]) => [input, this.#value(name)] as const);
       const prepared = await runner.prepare(Object.fromEntries(inputs.map(([input, { tensor }]) => [input, tensor])));
@@ -134,8 +188,6 @@ export class SplicedRun {
       }
       runner.encode(prepared, encoder, buffers);
     }
-    engine.device.queue.submit([encoder.finish()]);
-    for (const buffer of scratch) engine.pool.release(buffer);
   }
 
   /** Memory for an output of attention: the caller's tensor where there is one. */
@@ -189,12 +241,15 @@ export class SplicedRun {
   }
 
   #copyInto(target: Tensor, tensor: Tensor): void {
-    if (target === tensor || target.gpuBuffer === tensor.gpuBuffer) return;
     const { device } = this.#context.engine;
-    const encoder = device.createCommandEncoder();
-    const bytes = Math.ceil(tensorBytes(tensor.type, tensor.dims) / 4) * 4;
-    encoder.copyBufferToBuffer(tensor.gpuBuffer as GPUBuffer, 0, target.gpuBuffer as GPUBuffer, 0, bytes);
-    device.queue.submit([encoder.finish()]);
+    const buffer = target.gpuBuffer as GPUBuffer;
+    if (tensor.location === 'cpu') device.queue.writeBuffer(buffer, 0, cpuBytes(tensor));
+    else if (buffer !== tensor.gpuBuffer) {
+      const encoder = device.createCommandEncoder({ label: 'ort-flash output' });
+      const bytes = Math.ceil(tensorBytes(tensor.type, tensor.dims) / 4) * 4;
+      encoder.copyBufferToBuffer(tensor.gpuBuffer as GPUBuffer, 0, buffer, 0, bytes);
+      device.queue.submit([encoder.finish()]);
+    }
   }
 
   #free(name: string): void {

@@ -57,6 +57,7 @@ export function readBack(
   device: GPUDevice,
   sources: readonly { readonly buffer: GPUBuffer; readonly bytes: number }[],
 ): Promise<ArrayBuffer[]> {
+  if (sources.length === 0) return Promise.resolve([]);
   const offsets: number[] = [];
   let end = 0;
   for (const { bytes } of sources) {
