@@ -1,0 +1,259 @@
+/**
+ * A whole model on WebGPU: a 12-layer encoder, 768 wide, 12 heads, batch 1, through `ort-flash/web` against ONNX Runtime
+ * on the untouched model and on its MultiHeadAttention, same device, same run; then the length at which the untouched
+ * model fails. Under Node, over Dawn:
+ *
+ *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--json]
+ *
+ * Inputs and outputs stay on the GPU. Times are wall-clock time of many runs without waiting in between, until the GPU is
+ * done with the last: the median of three passes, after two that do not count. `--device swiftshader` (the default) runs
+ * a small model on the CPU: to try the benchmark, and no measurement of a GPU.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { arch, cpus, type as system } from 'node:os';
+import { parseArgs } from 'node:util';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { encodeHalf } from '../graph-rewrite/op/half.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
+import { buildTransformer, ENCODER_12_LAYERS } from '../models/builder.js';
+
+const { values: flags } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'swiftshader' },
+    tokens: { type: 'string' },
+    type: { type: 'string' },
+    layers: { type: 'string' },
+    json: { type: 'boolean' },
+    /** Skips the search for the length at which the untouched model fails. */
+    'no-limit': { type: 'boolean' },
+  },
+});
+
+const isHardware = flags.device === 'gpu';
+if (!isHardware) process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
+const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
+await installNodeWebGpu();
+const { env, InferenceSession, Tensor } = await import('../kernels-wgsl/web.js');
+// Its WebAssembly threads are web workers, which Node lacks.
+env.wasm.numThreads = 1;
+env.logLevel = 'error';
+
+type Session = Awaited<ReturnType<typeof InferenceSession.create>>;
+type Type = 'float16' | 'float32';
+
+const SMALL = { layers: 2, width: 128, heads: 2 } as const;
+const shape = {
+  ...(isHardware ? ENCODER_12_LAYERS : SMALL),
+  ...(flags.layers ? { layers: Number(flags.layers) } : {}),
+};
+const type = (flags.type ?? (isHardware ? 'float16' : 'float32')) as Type;
+const defaults = isHardware ? [128, 512, 2048, 4096, 8192] : [64, 128];
+const lengths = flags.tokens ? flags.tokens.split(',').map(Number) : defaults;
+/** A run that gives no answer must not keep the others from being measured. */
+const DEADLINE_MS = isHardware ? 60_000 : 600_000;
+/** Time that a pass of runs takes, about. */
+const PASS_MS = isHardware ? 1000 : 100;
+
+const say = (text: string) => process.stderr.isTTY && process.stderr.write(`${text}\n`);
+
+/** The model as an exporter writes it, and with ONNX Runtime's fused operator. */
+const decomposed = encodeModel(buildTransformer({ style: 'dynamo', ...shape, type }));
+const fused = (() => {
+  const model = decodeModel(decomposed);
+  const { lowered = [] } = rewriteModel(model, { target: 'ort' });
+  const operators = new Set(lowered.map(({ operator }) => operator));
+  if (operators.size !== 1 || !operators.has('MultiHeadAttention'))
+    throw new Error(`the peer's attention is ${[...operators].join(', ')}`);
+  return encodeModel(model);
+})();
+
+const FORMS = {
+  'ort-flash': { model: decomposed, flash: 'on' },
+  MultiHeadAttention: { model: fused, flash: 'off' },
+  decomposed: { model: decomposed, flash: 'off' },
+} as const;
+type Form = keyof typeof FORMS;
+
+function open(form: Form): Promise<Session> {
+  const { model, flash } = FORMS[form];
+  return InferenceSession.create(model, {
+    flash,
+    executionProviders: ['webgpu'],
+    preferredOutputLocation: 'gpu-buffer',
+    logSeverityLevel: 4,
+  });
+}
+
+function withDeadline<T>(result: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${DEADLINE_MS / 1000} s`)), DEADLINE_MS);
+  });
+  return Promise.race([result, late]).finally(() => clearTimeout(timer));
+}
+
+/** Hidden states on the session's device, the same for every form. */
+async function hiddenStates(tokens: number) {
+  const device = (await env.webgpu.device) as GPUDevice;
+  let state = 1;
+  const random = () => {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    return (state >>> 8) / 2 ** 24 - 0.5;
+  };
+  const floats = Float32Array.from({ length: tokens * shape.width }, random);
+  const data = type === 'float16' ? encodeHalf(floats, 'float16') : floats;
+  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+  const buffer = device.createBuffer({ size: Math.ceil(data.byteLength / 16) * 16, usage });
+  device.queue.writeBuffer(buffer, 0, data as Float32Array<ArrayBuffer>);
+  return { device, buffer, tensor: Tensor.fromGpuBuffer(buffer, { dataType: type, dims: [1, tokens, shape.width] }) };
+}
+
+interface Measured {
+  readonly milliseconds: number;
+  readonly output: ArrayLike<number>;
+}
+
+/** Median wall-clock time of a run, and its output. */
+async function measure(form: Form, tokens: number, timed = true): Promise<Measured> {
+  const session = await open(form);
+  const { device, buffer, tensor } = await hiddenStates(tokens);
+  try {
+    const run = async () => {
+      const { last_hidden_state } = await session.run({ hidden_states: tensor });
+      return last_hidden_state!;
+    };
+    const pass = async (runs: number) => {
+      const start = performance.now();
+      for (let i = 0; i < runs; i++) (await run()).dispose();
+      await device.queue.onSubmittedWorkDone();
+      return (performance.now() - start) / runs;
+    };
+    const first = await run();
+    const output = Array.from((await first.getData()) as Float32Array, Number);
+    first.dispose();
+    if (!timed) return { milliseconds: Number.NaN, output };
+    await pass(1);
+    const runs = Math.max(2, Math.min(50, Math.ceil(PASS_MS / (await pass(1)))));
+    const times = [await pass(runs), await pass(runs), await pass(runs)].sort((a, b) => a - b);
+    return { milliseconds: times[1]!, output };
+  } finally {
+    buffer.destroy();
+    await session.release();
+  }
+}
+
+interface Row {
+  readonly tokens: number;
+  /** Milliseconds a run, or why there is none. */
+  readonly milliseconds: Readonly<Record<Form, number | string>>;
+  /** The better of ONNX Runtime's forms, over ours; undefined where one of them fails. */
+  readonly times: number | undefined;
+  /** Largest difference between ours and the untouched model's outputs, relative to the largest of these. */
+  readonly difference: number | undefined;
+}
+
+async function compare(tokens: number): Promise<Row> {
+  const results = new Map<Form, Measured | string>();
+  for (const form of Object.keys(FORMS) as Form[]) {
+    say(`${tokens} tokens, ${form}`);
+    const outcome = withDeadline(measure(form, tokens));
+    results.set(form, await outcome.catch((error: unknown) => String(error).split('\n')[0]!));
+  }
+  const timeOf = (form: Form) => {
+    const result = results.get(form)!;
+    return typeof result === 'string' ? result : result.milliseconds;
+  };
+  const milliseconds = Object.fromEntries((Object.keys(FORMS) as Form[]).map((form) => [form, timeOf(form)]));
+  const [ours, ...theirs] = Object.values(milliseconds);
+  const best = Math.min(...theirs.filter((time) => typeof time === 'number'));
+  const [mine, untouched] = [results.get('ort-flash')!, results.get('decomposed')!];
+  const hasBoth = typeof mine !== 'string' && typeof untouched !== 'string';
+  return {
+    tokens,
+    milliseconds: milliseconds as Record<Form, number | string>,
+    times: typeof ours === 'number' && Number.isFinite(best) ? best / ours : undefined,
+    difference: hasBoth ? relativeDifference(mine.output, untouched.output) : undefined,
+  };
+}
+
+function relativeDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let largest = 0;
+  let scale = 0;
+  for (let i = 0; i < a.length; i++) {
+    // Not a number is no small difference.
+    const difference = Math.abs(a[i]! - b[i]!);
+    if (!(difference <= largest)) largest = difference;
+    scale = Math.max(scale, Math.abs(b[i]!));
+  }
+  return largest / scale;
+}
+
+interface Limit {
+  /** The first length of those tried, each twice the one before, at which the untouched model fails. */
+  readonly tokens: number | undefined;
+  readonly error: string | undefined;
+  /** Whether ours runs at that length, its output finite; or why not. */
+  readonly ours: boolean | string | undefined;
+}
+
+async function findLimit(): Promise<Limit> {
+  const [from, to] = isHardware ? [16_384, 131_072] : [256, 512];
+  for (let tokens = from; tokens <= to; tokens *= 2) {
+    say(`${tokens} tokens, untouched`);
+    const finite = ({ output }: Measured) => Array.prototype.every.call(output, Number.isFinite);
+    try {
+      if (finite(await withDeadline(measure('decomposed', tokens, false)))) continue;
+      throw new Error('its outputs are not finite');
+    } catch (error) {
+      say(`${tokens} tokens, ort-flash`);
+      const ours = await withDeadline(measure('ort-flash', tokens, false)).then(finite, (e: unknown) => String(e));
+      return { tokens, error: String(error).split('\n')[0]!, ours };
+    }
+  }
+  return { tokens: undefined, error: undefined, ours: undefined };
+}
+
+const rows: Row[] = [];
+for (const tokens of lengths) rows.push(await compare(tokens));
+const limit = flags['no-limit'] ? undefined : await findLimit();
+const { info } = (await navigator.gpu.requestAdapter())!;
+const report = {
+  date: new Date().toISOString(),
+  command: `npx tsx bench/encoder-webgpu.ts ${process.argv.slice(2).join(' ')}`.trim(),
+  machine: { system: system(), arch: arch(), cpu: cpus()[0]?.model, adapter: info.description, vendor: info.vendor },
+  versions: { node: process.version, 'onnxruntime-web': env.versions.web, 'onnxruntime-common': env.versions.common },
+  model: { ...shape, type, batch: 1 },
+  rows,
+  limit,
+};
+if (isHardware) {
+  mkdirSync('bench/results', { recursive: true });
+  writeFileSync('bench/results/encoder-webgpu.json', `${JSON.stringify(report, null, 1)}\n`);
+}
+if (flags.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+else {
+  const text = (value: number | string) => (typeof value === 'number' ? `${value.toFixed(2)} ms` : 'fails');
+  process.stdout.write(
+    `${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`,
+  );
+  process.stdout.write(
+    `${['tokens', ...Object.keys(FORMS), 'times', 'difference'].map((t) => t.padStart(18)).join('')}\n`,
+  );
+  for (const { tokens, milliseconds, times, difference } of rows) {
+    const cells = [
+      `${tokens}`,
+      ...Object.values(milliseconds).map(text),
+      times?.toFixed(2) ?? '',
+      difference?.toExponential(1) ?? '',
+    ];
+    process.stdout.write(`${cells.map((cell) => cell.padStart(18)).join('')}\n`);
+    for (const [form, why] of Object.entries(milliseconds))
+      if (typeof why === 'string') process.stdout.write(`  ${form}: ${why}\n`);
+  }
+  if (limit?.tokens !== undefined)
+    process.stdout.write(
+      `untouched, it fails at ${limit.tokens} tokens (${limit.error}); ours ${limit.ours === true ? 'runs' : `does not: ${limit.ours}`}\n`,
+    );
+  else if (limit) process.stdout.write('untouched, it fails at none of the lengths tried\n');
+}
+process.exit(0);
