@@ -62,7 +62,8 @@ export interface DataFileState {
 export interface OpenedModel {
   readonly name: string;
   readonly bytesBefore: number;
-  readonly rewritten: Uint8Array<ArrayBuffer>;
+  /** The rewritten file; a Blob is passed on without a copy. */
+  readonly rewritten: Blob;
   readonly fused: number;
   readonly sites: number;
   readonly nodesBefore: number;

@@ -1,7 +1,7 @@
 /** Reads, rewrites, draws and measures a model. */
 
 import { OrtFlashError } from '../../../graph-rewrite/errors.js';
-import { decodeModel, encodeModel } from '../../../graph-rewrite/onnx/codec.js';
+import { decodeModel, encodeModelChunks } from '../../../graph-rewrite/onnx/codec.js';
 import { dataFiles } from '../../../graph-rewrite/onnx/data-files.js';
 import type { ModelProto } from '../../../graph-rewrite/onnx/proto.js';
 import type { SiteReport } from '../../../graph-rewrite/report.js';
@@ -45,7 +45,7 @@ export async function openModel(files: readonly GivenFile[], report: Report): Pr
   const opened: OpenedModel = {
     name: file.name,
     bytesBefore: bytes.length,
-    rewritten: encodeModel(after) as Uint8Array<ArrayBuffer>,
+    rewritten: new Blob(encodeModelChunks(after) as Uint8Array<ArrayBuffer>[]),
     fused: sites.filter((site) => site.fused).length,
     sites: sites.length,
     nodesBefore: rewrite.nodesBefore,

@@ -19,7 +19,7 @@ export function summary(model: OpenedModel): Node[] {
   const facts: [string, string, string][] = [
     ['Operators', model.nodesBefore.toLocaleString('en'), model.nodesAfter.toLocaleString('en')],
     ['Copied without computing, a token', formatBytes(model.movedBefore), formatBytes(model.movedAfter)],
-    ['File', formatBytes(model.bytesBefore), formatBytes(model.rewritten.length)],
+    ['File', formatBytes(model.bytesBefore), formatBytes(model.rewritten.size)],
   ];
   return [
     element('h2', { id: 'results-title', tabindex: -1 }, model.name),
@@ -53,11 +53,11 @@ function factList(facts: readonly (readonly [string, string, string])[]): HTMLEl
 
 function download({ name, rewritten, dataFiles }: OpenedModel): HTMLElement {
   const file = `${name.replace(/\.onnx$/i, '')}.flash.onnx`;
-  const address = URL.createObjectURL(new Blob([rewritten], { type: 'application/octet-stream' }));
+  const address = URL.createObjectURL(rewritten);
   const link = element(
     'a',
     { class: 'button', href: address, download: file, id: 'download' },
-    `Download the rewritten model (${formatBytes(rewritten.length)})`,
+    `Download the rewritten model (${formatBytes(rewritten.size)})`,
   );
   const names = dataFiles.map(({ location }) => location).join(', ');
   const beside = names === '' ? '' : ` Put it beside its data: ${names} did not change.`;

@@ -117,7 +117,7 @@ export class RunPanel {
       const task = { device, dataFiles: model.dataFiles, inputs: inputs.tensors } as const;
       const before = await this.#runForm({ ...task, form: 'exported', model: original }, 0);
       this.#outcome.append(firstHalf(before));
-      const after = await this.#runForm({ ...task, form: 'rewritten', model: new Blob([model.rewritten]) }, 1);
+      const after = await this.#runForm({ ...task, form: 'rewritten', model: model.rewritten }, 1);
       const differences =
         typeof before === 'string' || typeof after === 'string'
           ? undefined
