@@ -17,7 +17,7 @@ import {
 } from '../graph-rewrite/onnx/proto.js';
 
 /** The part of onnxruntime-web that is used here. */
-interface OrtWeb {
+export interface OrtWeb {
   readonly env: { readonly wasm: { wasmPaths?: string; numThreads?: number } };
   readonly InferenceSession: {
     create(model: Uint8Array, options: Record<string, unknown>): Promise<InferenceSession>;
@@ -30,10 +30,17 @@ export interface AttentionShape {
   readonly heads: number;
   readonly dimension: number;
   readonly tokens: number;
+  readonly isCausal?: boolean;
 }
 
-/** Loads onnxruntime-web's WebGPU build with what Node lacks: `navigator.gpu`, and writes from shared memory. */
+/**
+ * Loads onnxruntime-web's WebGPU build with what Node lacks: `navigator.gpu`, and writes from shared memory.
+ *
+ * Keeps the process alive until it exits by itself: while the runtime's WebAssembly is compiled nothing else is pending,
+ * and Node, which takes that for the end, would block everything until V8 has optimised the last of its 20 MB.
+ */
 export async function loadOrtWeb(gpu: GPU): Promise<OrtWeb> {
+  setInterval(() => undefined, 60_000);
   Object.defineProperty(globalThis, 'navigator', { value: { gpu, userAgent: 'node' }, configurable: true });
   const queue = GPUQueue.prototype as { writeBuffer: (...args: unknown[]) => void };
   const write = queue.writeBuffer;
@@ -89,13 +96,16 @@ export async function ortAttention(
 }
 
 /** Inputs and output (B, S, H·D), as the operator wants them. */
-function multiHeadAttention({ type, heads, dimension, tokens }: AttentionShape): Uint8Array {
+function multiHeadAttention({ type, heads, dimension, tokens, isCausal }: AttentionShape): Uint8Array {
   const node = NodeProto.create({
     op_type: 'MultiHeadAttention',
     domain: 'com.microsoft',
     input: ['Q', 'K', 'V'],
     output: ['Y'],
-    attribute: [AttributeProto.create({ name: 'num_heads', type: 2, i: Long.fromNumber(heads) })],
+    attribute: [
+      AttributeProto.create({ name: 'num_heads', type: 2, i: Long.fromNumber(heads) }),
+      AttributeProto.create({ name: 'unidirectional', type: 2, i: Long.fromNumber(isCausal ? 1 : 0) }),
+    ],
   });
   return build([node], type, [1, tokens, heads * dimension]);
 }

@@ -32,11 +32,13 @@ export function tuningCandidates(
   allowsHalfPrecision = false,
 ): PlanOptions[] {
   if (isDecode(problem)) {
+    if (facts.isSoftware) return [{}, { splits: 4 }, { splits: 4, decodeCombines: true }];
     const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
     const measured = threads
       .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)
       .flatMap((decodeThreads) => [16, 32, 64, 128].map((splits) => ({ splits, decodeThreads })));
-    return [{}, ...measured];
+    const choices = [{}, ...measured];
+    return [...choices, ...choices.map((choice) => ({ ...choice, decodeCombines: true }))];
   }
   const matrices =
     problem.type === 'float16' || allowsHalfPrecision ? matrixCandidates(problem, facts).slice(0, 8) : [];
@@ -49,7 +51,7 @@ export function tuningCandidates(
       seen.set(shape, (seen.get(shape) ?? 0) + 1);
       return seen.get(shape)! <= 3;
     })
-    .slice(0, 16)
+    .slice(0, facts.isSoftware ? 4 : 16)
     .map((prefillTiles) => ({ prefillTiles }));
 }
 

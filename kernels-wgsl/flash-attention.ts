@@ -11,8 +11,11 @@ export interface TensorBuffer {
   readonly offset?: number;
 }
 
+/** What the caller binds; the rest this object keeps. */
+type CallerTensor = Exclude<PlanTensor, 'scratch' | 'exchange'>;
+
 /** Buffers of one call, by tensor; those that the problem has must be there. */
-export type AttentionBuffers = Readonly<Partial<Record<Exclude<PlanTensor, 'scratch'>, TensorBuffer>>>;
+export type AttentionBuffers = Readonly<Partial<Record<CallerTensor, TensorBuffer>>>;
 
 export interface FlashAttentionOptions {
   /** The adapter's description, where the device does not carry it (`device.adapterInfo`). */
@@ -52,7 +55,7 @@ class Prepared implements PreparedAttention {
     readonly steps: readonly Step[],
     readonly uniforms: GPUBuffer | undefined,
     /** Tensors that the caller binds, in the order of BoundBuffers. */
-    readonly tensors: readonly Exclude<PlanTensor, 'scratch'>[],
+    readonly tensors: readonly CallerTensor[],
   ) {}
 }
 
@@ -80,7 +83,7 @@ export class FlashAttention {
   /** Bound in place of tensors that a problem does not have: one for reading, one for writing. */
   readonly #absent: { readonly read: GPUBuffer; readonly write: GPUBuffer };
   readonly #tuning: Record<string, PlanOptions>;
-  #scratch: GPUBuffer | undefined;
+  readonly #kept: { scratch?: TensorBuffer; exchange?: TensorBuffer } = {};
 
   private constructor(device: GPUDevice, options: FlashAttentionOptions) {
     this.device = device;
@@ -179,8 +182,9 @@ export class FlashAttention {
 
   /** The caller's options, with what was measured for this kind of problem where the caller leaves the choice open. */
   #tuned(problem: AttentionProblem, options: PlanOptions): PlanOptions {
-    const { kernel, splits, prefillTiles, matrixTiles, decodeThreads } = options;
-    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? decodeThreads) !== undefined) return options;
+    const { kernel, splits, prefillTiles, matrixTiles, decodeThreads, decodeCombines } = options;
+    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? decodeThreads ?? decodeCombines) !== undefined)
+      return options;
     return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }
 
@@ -188,7 +192,8 @@ export class FlashAttention {
   destroy(): void {
     this.#absent.read.destroy();
     this.#absent.write.destroy();
-    this.#scratch?.destroy();
+    this.#kept.scratch?.buffer.destroy();
+    this.#kept.exchange?.buffer.destroy();
     for (const { uniforms } of this.#prepared.values()) uniforms?.destroy();
     this.#prepared.clear();
   }
@@ -257,7 +262,7 @@ export class FlashAttention {
       plan,
       steps,
       this.#uploadUniforms(steps),
-      [...tensors].filter((t) => t !== undefined && t !== 'scratch') as Exclude<PlanTensor, 'scratch'>[],
+      [...tensors].filter((t) => t !== undefined && t !== 'scratch' && t !== 'exchange') as CallerTensor[],
     );
     this.#prepared.set(key, prepared);
     if (this.#prepared.size > REMEMBERED_PROBLEMS) {
@@ -297,7 +302,8 @@ export class FlashAttention {
 
   #bind(prepared: Prepared, buffers: AttentionBuffers): BoundBuffers {
     for (const tensor of prepared.tensors) this.#check(tensor, buffers[tensor], prepared.plan);
-    const scratch = this.#scratchOf(prepared.plan.scratchBytes);
+    const scratch = this.#grown('scratch', prepared.plan.scratchBytes);
+    const exchange = this.#grown('exchange', prepared.plan.exchangeBytes);
     const groups = prepared.steps.map(({ dispatch, uniformOffset }) =>
       this.device.createBindGroup({
         label: dispatch.label,
@@ -314,7 +320,8 @@ export class FlashAttention {
           ...dispatch.bindings.map(({ index, tensor, offset, size, writable }) => {
             if (tensor === undefined)
               return { binding: index, resource: { buffer: writable ? this.#absent.write : this.#absent.read } };
-            const { buffer, offset: base = 0 } = tensor === 'scratch' ? { buffer: scratch! } : buffers[tensor]!;
+            const { buffer, offset: base = 0 } =
+              tensor === 'scratch' ? scratch! : tensor === 'exchange' ? exchange! : buffers[tensor]!;
             return { binding: index, resource: { buffer, offset: base + offset, size } };
           }),
         ],
@@ -330,7 +337,7 @@ export class FlashAttention {
     return bound;
   }
 
-  #check(tensor: Exclude<PlanTensor, 'scratch'>, given: TensorBuffer | undefined, plan: AttentionPlan): void {
+  #check(tensor: CallerTensor, given: TensorBuffer | undefined, plan: AttentionPlan): void {
     const refuse = (why: string): never => {
       throw new OrtFlashError('invalid-argument', `FlashAttention: the buffer of ${tensor} ${why}`, { tensor });
     };
@@ -344,14 +351,16 @@ export class FlashAttention {
   }
 
   /** One buffer for all calls: they follow each other on the queue. It grows, and what was bound keeps the old one. */
-  #scratchOf(bytes: number): GPUBuffer | undefined {
-    if (bytes > 0 && (this.#scratch?.size ?? 0) < bytes)
-      this.#scratch = this.device.createBuffer({
-        label: 'FlashAttention scratch',
-        size: bytes,
-        usage: GPUBufferUsage.STORAGE,
-      });
-    return this.#scratch;
+  #grown(use: 'scratch' | 'exchange', bytes: number): TensorBuffer | undefined {
+    if (bytes > 0 && (this.#kept[use]?.buffer.size ?? 0) < bytes)
+      this.#kept[use] = {
+        buffer: this.device.createBuffer({
+          label: `FlashAttention ${use}`,
+          size: bytes,
+          usage: GPUBufferUsage.STORAGE,
+        }),
+      };
+    return this.#kept[use];
   }
 
   #report(caught: Promise<GPUError | null>): void {
