@@ -35,6 +35,16 @@ async function check(spec: CallSpec, options: PlanOptions = {}): Promise<void> {
 const SMALL_TILES: readonly PrefillTiles[] = [
   { queryTile: 8, keyTile: 16, rowThreads: 8, columnThreads: 4, depthChunk: 4, valueSteps: 4, queriesStay: true },
   { queryTile: 16, keyTile: 32, rowThreads: 8, columnThreads: 4, depthChunk: 2, valueSteps: 2, queriesStay: true },
+  {
+    queryTile: 8,
+    keyTile: 32,
+    rowThreads: 8,
+    columnThreads: 4,
+    depthChunk: 2,
+    valueSteps: 1,
+    queriesStay: true,
+    weightQuads: 1,
+  },
   { queryTile: 16, keyTile: 16, rowThreads: 4, columnThreads: 4, depthChunk: 1, valueSteps: 4, queriesStay: false },
   {
     queryTile: 16,

@@ -38,6 +38,7 @@ for (const type of ['float32', 'float16'] as const) {
       ['matrices', 100, { isCausal: true, maskedValue: -1e4 }, MATRICES],
       ['portable', 100, { softcap: 3 }, { kernel: 'prefill', splits: 2 }],
       ['decoding', 1, { leftWindow: 100 }, {}],
+      ['decoding in one dispatch', 1, {}, { decodeCombines: true }],
     ] as const) {
       if (name === 'matrices' && dimension > 64) continue;
       test.serial(`${type} at ${dimension}, ${name}: the shaders are valid`, async (t) => {

@@ -38,6 +38,8 @@ export function planPrefill(
       DEPTH_CHUNK: tiles.depthChunk,
       VALUE_STEPS: tiles.valueSteps,
       QUERIES_STAY: tiles.queriesStay,
+      WEIGHT_QUADS: tiles.weightQuads ?? tiles.keyTile / tiles.columnThreads / 4,
+      WeightQuad: tiles.halfWeights && problem.type === 'float16' ? 'vec4<f16>' : 'vec4<f32>',
       PREFETCHES: tiles.prefetches ?? true,
       QUERY_BATCH: tiles.prefetches === false ? 1 : 8,
     },

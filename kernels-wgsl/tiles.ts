@@ -13,6 +13,13 @@ export interface PrefillTiles {
   readonly valueSteps: number;
   /** Whether the queries' whole head dimension stays in workgroup memory. */
   readonly queriesStay: boolean;
+  /**
+   * Quads of each thread's keys whose weights are in workgroup memory at a time, a divisor of keyTile / columnThreads / 4;
+   * all by default.
+   */
+  readonly weightQuads?: number;
+  /** Weights lie there as float16; for float16 values. */
+  readonly halfWeights?: boolean;
   /** False: nothing is fetched ahead of its use, and short loops stay loops: small code, for what is no GPU. */
   readonly prefetches?: boolean;
 }
@@ -32,7 +39,9 @@ export function prefillMemory(tiles: PrefillTiles, head: HeadShape): number {
   const quad = 4 * head.elementBytes;
   const query = tiles.queryTile * queryQuads * quad;
   const stage = tiles.keyTile * Math.max(tiles.depthChunk, tiles.valueSteps * columnQuads) * quad;
-  const weights = tiles.queryTile * tiles.keyTile * 4;
+  const keyQuads = tiles.keyTile / tiles.columnThreads / 4;
+  const weightQuads = tiles.weightQuads ?? keyQuads;
+  const weights = (tiles.queryTile * tiles.keyTile * (tiles.halfWeights ? 2 : 4) * weightQuads) / keyQuads;
   const partial = tiles.queryTile * tiles.columnThreads * 4;
   return query + stage + weights + partial + 16;
 }
