@@ -5,7 +5,7 @@ import type { PlanOptions } from './plan.js';
 import { isDecode } from './plan-decode.js';
 import { matrixCandidates } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
-import { prefillCandidates } from './tiles.js';
+import { prefillCandidates, untriedTiles } from './tiles.js';
 
 /** What was measured to be best, by kind of problem; plain JSON, to be stored and given to `FlashAttention.create`. */
 export type TuningTable = Readonly<Record<string, PlanOptions>>;
@@ -41,18 +41,22 @@ export function tuningCandidates(
     return [...choices, ...choices.map((choice) => ({ ...choice, decodeCombines: true }))];
   }
   const matrices =
-    problem.type === 'float16' || allowsHalfPrecision ? matrixCandidates(problem, facts).slice(0, 8) : [];
+    problem.type === 'float16' || allowsHalfPrecision
+      ? [...matrixCandidates(problem, facts), ...matrixCandidates(problem, facts, 2)]
+      : [];
   if (matrices.length > 0) return matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision }));
+  const head = headShape(problem);
+  const untried = facts.isSoftware ? [] : untriedTiles(head, facts);
   // Of each shape of tiles, those that stage the most, and the next smaller ones: less memory, more workgroups at a time.
   const seen = new Map<string, number>();
-  return prefillCandidates(headShape(problem), facts, problem.queries)
+  const known = prefillCandidates(head, facts, problem.queries)
     .filter(({ queryTile, keyTile, rowThreads, columnThreads }) => {
       const shape = [queryTile, keyTile, rowThreads, columnThreads].join();
       seen.set(shape, (seen.get(shape) ?? 0) + 1);
       return seen.get(shape)! <= 3;
     })
-    .slice(0, facts.isSoftware ? 4 : 16)
-    .map((prefillTiles) => ({ prefillTiles }));
+    .slice(0, facts.isSoftware ? 4 : 12);
+  return [...known, ...untried].map((prefillTiles) => ({ prefillTiles }));
 }
 
 /** Milliseconds of work after which a measurement counts. */

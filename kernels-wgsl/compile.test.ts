@@ -32,15 +32,31 @@ const MATRICES = {
   matrixTiles: { subgroups: 4, rows: 16, keyTile: 16 },
 };
 
+/** Everything that is no default. */
+const VARIANT = {
+  queryTile: 32,
+  keyTile: 64,
+  rowThreads: 8,
+  columnThreads: 8,
+  depthChunk: 4,
+  valueSteps: 1,
+  queriesStay: false,
+  weightQuads: 1,
+  halfWeights: true,
+};
+
 for (const type of ['float32', 'float16'] as const) {
   for (const dimension of [20, 64, 128, 256]) {
     for (const [name, queries, attributes, options] of [
       ['matrices', 100, { isCausal: true, maskedValue: -1e4 }, MATRICES],
       ['portable', 100, { softcap: 3 }, { kernel: 'prefill', splits: 2 }],
+      ['portable variants', 100, {}, { prefillTiles: VARIANT }],
+      ['matrices in two stages', 100, {}, { ...MATRICES, matrixTiles: { ...MATRICES.matrixTiles, stages: 2 } }],
       ['decoding', 1, { leftWindow: 100 }, {}],
       ['decoding in one dispatch', 1, {}, { decodeCombines: true }],
     ] as const) {
       if (name === 'matrices' && dimension > 64) continue;
+      if (name === 'matrices in two stages' && dimension > 20) continue;
       test.serial(`${type} at ${dimension}, ${name}: the shaders are valid`, async (t) => {
         const tensor = (heads: number, tokens: number) => ({ type, shape: [1, heads, tokens, dimension] });
         const problem = resolveProblem(

@@ -88,6 +88,48 @@ export function prefillCandidates(head: HeadShape, facts: AdapterFacts, queries:
   return small.length > 0 ? small : candidates;
 }
 
+/**
+ * Tiles that are right and not yet measured: weights in halves or a part at a time, so that two or three workgroups share
+ * a processor that has 64 KiB for them. For autotuning; none is a default.
+ */
+export function untriedTiles(head: HeadShape, facts: AdapterFacts): PrefillTiles[] {
+  const isHalf = head.elementBytes === 2;
+  const isWide = Math.max(head.depthQuads, head.valueQuads) > 16;
+  const tile = (
+    [queryTile, keyTile, rowThreads, columnThreads]: readonly [number, number, number, number],
+    depthChunk: number,
+    valueSteps: number,
+    queriesStay: boolean,
+    rest: Pick<PrefillTiles, 'weightQuads' | 'halfWeights'>,
+  ): PrefillTiles => ({
+    queryTile,
+    keyTile,
+    rowThreads,
+    columnThreads,
+    depthChunk: Math.min(depthChunk, head.depthQuads),
+    valueSteps,
+    queriesStay,
+    ...rest,
+  });
+  const inParts = { weightQuads: 1 };
+  const halves = { halfWeights: true };
+  const tiles = isHalf
+    ? [
+        tile([64, 64, 16, 8], 8, isWide ? 2 : 4, true, halves),
+        tile([64, 64, 16, 8], 8, isWide ? 2 : 4, true, { ...inParts, ...halves }),
+        tile([64, 64, 16, 16], 8, 4, true, halves),
+        tile([128, 64, 16, 8], 8, isWide ? 2 : 4, false, { ...inParts, ...halves }),
+        tile([64, 32, 16, 8], 8, 4, true, halves),
+      ]
+    : [
+        tile([64, 64, 16, 8], 4, isWide ? 1 : 2, !isWide, inParts),
+        tile([64, 64, 16, 8], 8, isWide ? 2 : 4, false, inParts),
+        tile([64, 64, 8, 8], 4, isWide ? 1 : 2, !isWide, inParts),
+        tile([128, 64, 16, 8], 4, isWide ? 1 : 2, false, inParts),
+      ];
+  return tiles.filter((t) => canRun(t, head, facts));
+}
+
 function canRun(tiles: PrefillTiles, head: HeadShape, facts: AdapterFacts): boolean {
   return (
     prefillMemory(tiles, head) <= facts.workgroupMemory &&
