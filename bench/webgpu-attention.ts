@@ -177,7 +177,7 @@ function line(row: Row): string {
   const error = `error ${ofScale.toExponential(1)}${ofRounding === undefined ? '' : ` (${ofRounding.toFixed(2)}× rounding)`}`;
   const share = row.shareOfCeiling === undefined ? '' : `(${number(row.shareOfCeiling * 100, 0)} %)`;
   const choice = Object.keys(row.choice).length > 0 ? JSON.stringify(row.choice) : '';
-  return `${row.case.padEnd(38)} ${number(row.milliseconds, 3).padStart(9)} ms ${number(row.rate, 1).padStart(8)} ${share} ${row.kernel}, ${error} ${peers.join(', ')} ${choice}`;
+  return `${row.case.padEnd(38)} ${number(row.milliseconds, 3).padStart(9)} ms ${number(row.rate, row.rate < 1 ? 4 : 1).padStart(8)} ${share} ${row.kernel}, ${error} ${peers.join(', ')} ${choice}`;
 }
 
 const say = (text: string) => process[flags.json ? 'stderr' : 'stdout'].write(`${text}\n`);
