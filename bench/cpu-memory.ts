@@ -1,5 +1,5 @@
 /**
- * Peak memory and time of one attention on the CPU, in each form that models have it: `npx tsx bench/cpu-memory.ts`
+ * Peak memory and processor time of one attention on the CPU, in each form that models have it: `npx tsx bench/cpu-memory.ts`
  * (`--tokens 4096`, `--heads 12`, `--dimension 64`, `--only FORM`; `--json` prints what it also writes to
  * `bench/results/cpu-memory.json`).
  *
@@ -17,8 +17,8 @@ import { FORMS, type Form, makeForm, type Sizes, type Way } from './cpu-memory/f
 export interface Measured {
   /** Bytes on top of the loaded model and its inputs. */
   readonly peakBytes: number;
-  /** Median of the runs after the first. */
-  readonly milliseconds: number;
+  /** Processor time of the second run, on one thread: what a busy machine changes least. */
+  readonly cpuMilliseconds: number;
   /** Sum of the outputs' absolute values, which shows that two ways computed the same. */
   readonly checksum: number;
 }
@@ -75,7 +75,7 @@ function printTable(rows: readonly Row[]): void {
   const cell = (measured: Measured | undefined) =>
     measured === undefined
       ? '–'
-      : `${(measured.peakBytes / 2 ** 20).toFixed(0)} MiB ${measured.milliseconds.toFixed(0)} ms`;
+      : `${(measured.peakBytes / 2 ** 20).toFixed(0)} MiB ${measured.cpuMilliseconds.toFixed(0)} ms`;
   const head = ['form', 'decomposed', "ONNX Runtime's", '--target ort', 'session', 'of its', 'of decomposed'];
   const lines = rows.map((row) => [
     row.form,
