@@ -20,6 +20,9 @@ let opening: Asked<RewriteCalls> | undefined;
 let runs: RunPanel | undefined;
 let address: string | undefined;
 
+/** A length that every bundled model takes: they are small, and some have few positions. */
+const LISTED_SIZE = 32;
+
 function say(text: string): void {
   status.textContent = text;
 }
@@ -125,7 +128,7 @@ async function listModels(): Promise<void> {
   );
   models.disabled = false;
   models.addEventListener('change', () => {
-    if (models.value !== '') void openExample(models.value);
+    if (models.value !== '') void openExample(models.value, LISTED_SIZE);
   });
 }
 

@@ -54,7 +54,7 @@ export class RunPanel {
   constructor(options: RunOptions) {
     this.#options = options;
     const { model, gpu, size } = options;
-    const first = size ?? FIRST_SIZE[model.size];
+    const first = (model.size === 'tokens' ? size : undefined) ?? FIRST_SIZE[model.size];
     // A GPU in software takes minutes for what a real one does at once.
     this.#size.value = String(gpu.isSoftware && model.size === 'tokens' ? Math.min(first, 32) : first);
     this.#cancel.hidden = true;
