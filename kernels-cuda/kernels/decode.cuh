@@ -39,7 +39,9 @@ struct DecodeTiles<256> : DecodeDefaults {
 // On compute capability 9.0. Where these are not the ones above, they are compiled beside them.
 template <int kHeadDimension>
 struct HopperDecodeTiles : DecodeTiles<kHeadDimension> {
-  static constexpr bool kUsed = false;
+  static constexpr Combining kCombining = Combining::kCluster;
+  static constexpr SplitRule kSplits{2, 64, 16, true};
+  static constexpr bool kUsed = false;  // not yet measured
 };
 
 template <typename Element_, int kHeadDimension_, typename Tiles_ = DecodeTiles<kHeadDimension_>>

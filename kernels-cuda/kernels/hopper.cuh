@@ -16,6 +16,7 @@ struct Ring {
   __device__ uint32_t stage() const { return count % kStages; }
   __device__ uint32_t parity() const { return count / kStages % 2; }
   __device__ void advance() { ++count; }
+  __device__ Ring last() const { return {count - 1}; }
 };
 
 // Heads are taken in groups whose keys fit the L2 cache (AttentionParams::heads_at_once); within one, where causality makes
@@ -241,8 +242,7 @@ __device__ inline void pass_on_turn(int warpgroup) {
 // Hands back stages of steps that this warpgroup has no part in.
 template <typename Kernel>
 __device__ inline void skip_steps(typename Kernel::Shared &shared, int steps, int warpgroup,
-                                  Ring<Kernel::kStages> &key_ring, Ring<Kernel::kStages> &value_ring,
-                                  Ring<Kernel::kStages> &mask_ring) {
+                                  Ring<Kernel::kStages> &key_ring, Ring<Kernel::kStages> &value_ring) {
   const bool first_lane = threadIdx.x % 32 == 0;
   const auto skip = [&](uint64_t *full, uint64_t *empty, Ring<Kernel::kStages> &ring) {
     ptx::barrier_wait(full, ring.parity());
@@ -254,7 +254,10 @@ __device__ inline void skip_steps(typename Kernel::Shared &shared, int steps, in
     skip(&shared.key_full[s], &shared.key_empty[s], key_ring);
     wait_for_turn<Kernel>(warpgroup);
     pass_on_turn<Kernel>(warpgroup);
-    if constexpr (Kernel::kBias) skip(&shared.mask_full[s][warpgroup], &shared.mask_empty[s][warpgroup], mask_ring);
+    if constexpr (Kernel::kBias) {
+      Ring<Kernel::kStages> mask_ring = key_ring.last();
+      skip(&shared.mask_full[s][warpgroup], &shared.mask_empty[s][warpgroup], mask_ring);
+    }
     skip(&shared.value_full[s], &shared.value_empty[s], value_ring);
   }
 }
@@ -266,7 +269,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
   constexpr int kKeys = Kernel::kKeys, kConsumers = Kernel::kConsumers;
   constexpr int kOwnBarrier = kFirstTurnBarrier + kConsumers;
   const bool first_lane = threadIdx.x % 32 == 0;
-  Ring<Kernel::kStages> key_ring, value_ring, mask_ring;
+  Ring<Kernel::kStages> key_ring, value_ring;
   uint32_t query_parity = 0;
 
   auto wait_turn = [&] { wait_for_turn<Kernel>(warpgroup); };
@@ -311,12 +314,11 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         apply_rules<Element>(scores, p, range, mask, first_key);
       } else {
         if constexpr (Kernel::kBias) {
-          const int stage = mask_ring.stage();
-          ptx::barrier_wait(&shared.mask_full[stage][warpgroup], mask_ring.parity());
+          const int stage = key_ring.last().stage();
+          ptx::barrier_wait(&shared.mask_full[stage][warpgroup], key_ring.last().parity());
           add_bias<Kernel>(scores, shared.mask[stage][warpgroup], p.scale, 1.0f / p.scale);
           __syncwarp();  // every lane has read its part
           if (first_lane) ptx::barrier_arrive(&shared.mask_empty[stage][warpgroup]);
-          mask_ring.advance();
         }
         if constexpr (Kernel::Tiles::kSeparateEdges) {
           if (first_key < seen_by_all.begin || first_key + kKeys > seen_by_all.end)
@@ -335,7 +337,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
       };
       if constexpr (Kernel::Tiles::kSkipsHidden)
-        skip_steps<Kernel>(shared, begin - item.begin, warpgroup, key_ring, value_ring, mask_ring);
+        skip_steps<Kernel>(shared, begin - item.begin, warpgroup, key_ring, value_ring);
       fetch_mask(begin);
       ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
       query_parity ^= 1;
@@ -397,7 +399,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
         release_query(end - 1);
       }
       if constexpr (Kernel::Tiles::kSkipsHidden)
-        skip_steps<Kernel>(shared, item.end - end, warpgroup, key_ring, value_ring, mask_ring);
+        skip_steps<Kernel>(shared, item.end - end, warpgroup, key_ring, value_ring);
     }
     if constexpr (Kernel::Tiles::kSeparateEdges) {
       const FragmentRows again{{row_query(item, warpgroup, 0), row_query(item, warpgroup, 1)}, {item.head, item.head}};

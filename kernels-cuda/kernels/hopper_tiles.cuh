@@ -64,10 +64,16 @@ struct HopperShortTiles<128> : HopperDefaults {
   static constexpr int kConsumers = 2, kKeys = 128, kStages = 2, kMostKeys = 1024;
 };
 
-// With an additive mask and nothing else between product and softmax (HopperKernel::kBias).
+// With an additive mask and nothing else between product and softmax.
 template <int kHeadDimension>
 struct HopperBiasTiles : HopperTiles<kHeadDimension, true> {
-  static constexpr bool kUsed = false;  // measured slower or not yet: HopperTiles<kHeadDimension, true> serve
+  static constexpr bool kBias = true, kSeparateEdges = true;
+  static constexpr bool kUsed = false;  // not yet measured: HopperTiles<kHeadDimension, true> serve
+};
+template <>
+struct HopperBiasTiles<64> : HopperTiles<64, false> {
+  static constexpr bool kBias = true, kSeparateEdges = true;
+  static constexpr bool kUsed = false;
 };
 
 // How Q, K and V lie in memory, for the copy engine: boxes of 64 columns by 64 queries or kKeys keys.
