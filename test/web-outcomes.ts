@@ -65,15 +65,11 @@ export async function judge(run: RunExample, example: ModelExample): Promise<Web
   let fault: string;
   try {
     const result = await run(example, 'auto');
-    const { attentions, segments, maps, text } = result;
     const difference = differenceOf(result, example);
-    const outputs = result.outputs.length;
     if (difference <= example.tolerance) {
-      const untouched = maps > outputs ? { mapsUntouched: (await run(example, 'off')).maps } : {};
-      const why = attentions === example.sites ? {} : { why: text };
-      return { ...facts(), outcome: 'right', attentions, segments, difference, maps, outputs, ...untouched, ...why };
+      return { ...facts(), outcome: 'right', difference, ...(await told(result, run, example)) };
     }
-    fault = `differs by ${difference}: ${text}`;
+    fault = `differs by ${difference}: ${result.text}`;
   } catch (error) {
     fault = messageOf(error);
   }
@@ -84,6 +80,15 @@ export async function judge(run: RunExample, example: ModelExample): Promise<Web
   } catch (error) {
     return { ...facts(), outcome: 'not runnable', ...none, why: messageOf(error) };
   }
+}
+
+/** What there is to tell of a run whose outputs are right. */
+async function told({ attentions, segments, maps, text, outputs }: WebRun, run: RunExample, example: ModelExample) {
+  const why = attentions === example.sites ? {} : { why: text };
+  const facts = { attentions, segments, maps, outputs: outputs.length, ...why };
+  if (maps <= outputs.length) return facts;
+  const untouched = await run(example, 'off').catch(() => undefined);
+  return untouched === undefined ? facts : { ...facts, mapsUntouched: untouched.maps };
 }
 
 function isFloat32({ modelFile }: ModelExample): boolean {
