@@ -82,7 +82,7 @@ export function createTimer(device: GPUDevice, { isSoftware, isQuick }: TimerOpt
     if (isSoftware) return median([once, await measure(1), await measure(1)]);
     const calls = Math.max(1, Math.min(400, Math.ceil((isQuick ? 10 : 25) / once)));
     const start = performance.now();
-    const warmUp = isQuick ? 50 : 250;
+    const warmUp = isQuick ? 150 : 250;
     while (performance.now() - start < warmUp) await measure(calls);
     return median([await measure(calls), await measure(calls), await measure(calls)]);
   };
