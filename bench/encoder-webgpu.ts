@@ -12,6 +12,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { arch, cpus, type as system } from 'node:os';
 import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { encodeHalf } from '../graph-rewrite/op/half.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
@@ -30,7 +31,11 @@ const { values: flags } = parseArgs({
 });
 
 const isHardware = flags.device === 'gpu';
-if (!isHardware) process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
+if (!isHardware) {
+  process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
+  // V8 would spend a minute on optimising onnxruntime-web, which gains nothing here.
+  setFlagsFromString('--liftoff-only');
+}
 const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
 await installNodeWebGpu();
 const { env, InferenceSession, Tensor } = await import('../kernels-wgsl/web.js');
@@ -237,7 +242,7 @@ else {
     `${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`,
   );
   process.stdout.write(
-    `${['tokens', ...Object.keys(FORMS), 'times', 'difference'].map((t) => t.padStart(18)).join('')}\n`,
+    `${['tokens', ...Object.keys(FORMS), 'times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
   );
   for (const { tokens, milliseconds, times, difference } of rows) {
     const cells = [
@@ -246,7 +251,7 @@ else {
       times?.toFixed(2) ?? '',
       difference?.toExponential(1) ?? '',
     ];
-    process.stdout.write(`${cells.map((cell) => cell.padStart(18)).join('')}\n`);
+    process.stdout.write(`${cells.map((cell) => cell.padStart(20)).join('')}\n`);
     for (const [form, why] of Object.entries(milliseconds))
       if (typeof why === 'string') process.stdout.write(`  ${form}: ${why}\n`);
   }
