@@ -98,6 +98,7 @@ export function testForms(forms: readonly Form[]): void {
         oddities: [],
         mayEmptyRows,
         isCoarse: false,
+        keepsAll: false,
       });
       if (refused === undefined) t.deepEqual(outcome, { kind: 'fused', runs: 3 }, describeSites(model));
       else t.true(outcome.kind === 'refused' && outcome.reason.includes(refused), JSON.stringify(outcome));

@@ -57,7 +57,7 @@ const CASES: readonly (Cache & { readonly name: string; readonly absorbs: boolea
 for (const { name, absorbs, ...cache } of CASES) {
   test(`${name}: ${absorbs ? 'past and present' : 'the Concat stays'}`, async (t) => {
     const graph = cached(cache);
-    const rest = { lengths: 'past', oddities: [], mayEmptyRows: true, isCoarse: false } as const;
+    const rest = { lengths: 'past', oddities: [], mayEmptyRows: true, isCoarse: false, keepsAll: false } as const;
     const outcome = await judge({ model: graph.model(), inputs: graph.inputs, sizes: SIZES, ...rest });
     t.deepEqual(outcome, { kind: 'fused', runs: 3 });
     const model = graph.model();

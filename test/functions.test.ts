@@ -119,7 +119,7 @@ class Calls {
 
   /** The model is rewritten, compared in ONNX Runtime with what it was, and its report given. */
   async fused(): Promise<{ report: RewriteReport; model: ModelProto; outcome: string }> {
-    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false } as const;
+    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false, keepsAll: false } as const;
     const judged = await judge({ model: this.model(), inputs: this.graph.inputs, sizes: SIZES, ...rest });
     const model = this.model();
     const report = rewriteModel(model);

@@ -106,6 +106,15 @@ const LOOKALIKES: readonly Lookalike[] = [
     refused: 'changed by Where',
   },
   {
+    name: 'a number added before a mask of −10⁹, beside which a score is rounded to a multiple of 64',
+    scores: (g, s) => masked(g, g.op('Add', [s, g.float(40)]), -1e9),
+    refused: 'a mask that rounds scores',
+  },
+  {
+    name: 'a number added before a mask of the lowest number',
+    scores: (g, s) => masked(g, g.op('Add', [s, g.float(40)]), LOWEST),
+  },
+  {
     name: 'a guard of a quotient whose maximum was taken off before a mask: rows without keys are 0/0',
     scores: (g, s) => masked(g, g.op('Sub', [s, maximum(g, s, 3)]), LOWEST),
     softmax(g, s) {
@@ -140,7 +149,7 @@ for (const { name, scores, softmax, probabilities, product, refused } of LOOKALI
     const p = probabilities?.(g, normalised) ?? normalised;
     const v = read('V', 'b k he', 'b h k e');
     g.output(product?.(g, p, v) ?? g.op('MatMul', [p, v]));
-    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false } as const;
+    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false, keepsAll: false } as const;
     const outcome = await judge({ model: g.model(), inputs: g.inputs, sizes, ...rest });
     if (refused === undefined) t.deepEqual(outcome, { kind: 'fused', runs: 3 });
     else t.true(outcome.kind === 'refused' && outcome.reason.includes(refused), JSON.stringify(outcome));

@@ -22,6 +22,8 @@ export interface MaskTerm {
   readonly fill: number;
   /** Additive: where it takes a key out, the score itself is 0 as well. */
   readonly replaces?: boolean;
+  /** Additive: to scores that a constant was added to, which the operator leaves out. */
+  readonly shifted?: boolean;
 }
 
 /** A factor on the scores that is the same for all keys. */
@@ -62,6 +64,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
   const factors: QueryFactor[] = [];
   const shifts: Shift[] = [];
   let shifted = false;
+  let numbered = false;
   let shiftedMasks = false;
   const casts: number[] = [];
   let sink: SinkTerm | undefined;
@@ -87,7 +90,14 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         break;
       case 'add':
         if (shiftedMasks) refuse('a mask is added to masked scores that their maximum was taken from', step.value);
-        masks.push({ ...step, kind: 'additive', factor: step.negate ? -1 : 1, keepWhere: true, fill: 0 });
+        masks.push({
+          ...step,
+          kind: 'additive',
+          factor: step.negate ? -1 : 1,
+          keepWhere: true,
+          fill: 0,
+          shifted: numbered,
+        });
         break;
       case 'select':
         if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
@@ -103,6 +113,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         break;
       case 'shift':
         shifted = true;
+        if (!step.by) numbered = true;
         if (step.by) shifts.push(step.by);
         if (step.by && masks.length > 0) shiftedMasks = true;
         break;

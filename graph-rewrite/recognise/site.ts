@@ -4,11 +4,12 @@ import { type Expression, product } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf, sizeOf } from './atoms.js';
 import { type BatchExpansion, expandBatch } from './broadcast.js';
-import { combineSteps, type ScoreFormula } from './combine.js';
+import { combineSteps, type MaskTerm, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
 import { requireIndependent } from './dependence.js';
 import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
 import { NO_BAND } from './mask/bands.js';
+import { mayHoldFill } from './mask/magnitude.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
 import {
   type MaskPlacement,
@@ -93,6 +94,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const joint = readJoint(trace, softmax, inference);
   const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
+  requireRounding(formula, inference);
   const tensors = [...formula.masks.map((m) => m.value), ...formula.factors.map((f) => f.value)];
   requireIndependent(tensors, trace, softmax.nodes);
   const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
@@ -121,6 +123,19 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     nodes: [...nodes, ...absorbed],
     form: `${trace.product.node.opType} · ${softmax.nodes.map((n) => n.opType).join(' ')} · ${joint.second.node.opType}`,
   };
+}
+
+/** Fills from here on leave scores few digits, and those from the end on none. */
+const COARSE_FILL = 1e6;
+const COARSE_FILL_END = 1e30;
+
+/** Refuses fills beside which scores are rounded to what depends on a constant that was added to all of them. */
+function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
+  const isCoarse = ({ value, factor, shifted }: MaskTerm) =>
+    shifted === true &&
+    mayHoldFill(value, inference, COARSE_FILL / Math.abs(factor), COARSE_FILL_END / Math.abs(factor));
+  const coarse = masks.find(isCoarse);
+  if (coarse) refuse('a mask that rounds scores is added after a number was added to all of them', coarse.value);
 }
 
 /** The two products of a site and the scores' dimensions that join them. */

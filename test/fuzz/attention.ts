@@ -23,6 +23,11 @@ export interface FuzzModel {
   readonly mayEmptyRows: boolean;
   /** Whether −10⁴ is added to all scores of a row, which keep three digits behind the point. */
   readonly isCoarse: boolean;
+  /**
+   * Whether −10⁹ and other numbers may all be added to the scores of a row: float32 rounds these to multiples of 64, up
+   * or down as the order of the additions has it, so that such a row's result is rounding alone. No key is masked then.
+   */
+  readonly keepsAll: boolean;
 }
 
 /** What all parts share. */
@@ -37,6 +42,8 @@ export interface Plan {
   readonly mostOddities: number;
   mayEmptyRows: boolean;
   isCoarse: boolean;
+  /** Numbers added to scores. */
+  readonly added: Set<number>;
   /** Masks that add the lowest number of the type. */
   lowestMasks: number;
   /** Masks that put a number in place of scores. */
@@ -86,6 +93,7 @@ export function buildAttention(spec: Spec): FuzzModel {
     mostOddities: c.pick(1, 0, 0, 2),
     mayEmptyRows: false,
     isCoarse: false,
+    added: new Set(),
     lowestMasks: 0,
     selections: [],
   };
@@ -100,6 +108,7 @@ export function buildAttention(spec: Spec): FuzzModel {
     oddities: plan.oddities,
     mayEmptyRows: plan.mayEmptyRows,
     isCoarse: plan.isCoarse,
+    keepsAll: plan.added.has(-1e9) && plan.added.size > 1,
   };
 }
 

@@ -17,6 +17,11 @@ const LEAST_FUSED = 0.8;
 const FOUND: readonly Partial<Spec>[] = [
   { shape: [0, 0, 2214, 0, 0, 0, 0, 0, 0, 95], scores: [686, 0, 0, 0, 0, 0, 1661, 270, 0, 1406] },
   { scores: [0, 0, 0, 0, 0, 11, 846, 0, 0, 1226], softmax: [0, 1100, 0, 903] },
+  {
+    shape: [0, 0, 0, 1151],
+    scores: [0, 0, 0, 0, 0, 0, 1163, 0, 1708, 0, 747, 0, 0, 0, 1038, 0, 0, 138, 0, 0, 50, 0, 0, 157],
+  },
+  { shape: [0, 0, 133], scores: [1222, 0, 0, 0, 0, 0, 299, 2159, 0, 0, 1996, 0, 977, 0, 2212, 18] },
 ];
 const NOTHING: Spec = { shape: [], query: [], key: [], value: [], scores: [], softmax: [], output: [] };
 

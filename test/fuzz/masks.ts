@@ -131,6 +131,7 @@ export function addMask(plan: Plan, t: Piece, c: Choices): Piece {
   const fill = c.pick(LOWEST, Number.NEGATIVE_INFINITY, -1e9, -1e4, -10);
   if (fill === Number.NEGATIVE_INFINITY) plan.mayEmptyRows = true;
   if (fill === -1e4) plan.isCoarse = true;
+  if (fill > LOWEST) plan.added.add(fill);
   // Two of the lowest numbers make −∞.
   if (fill === LOWEST && plan.lowestMasks++ > 0) plan.mayEmptyRows = true;
   const lowest = g.tensor(g.type, [], [fill]);

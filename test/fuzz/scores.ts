@@ -100,6 +100,7 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       return g.reshape(t, split);
     }
     case 14:
+      plan.added.add(Number.NaN);
       return odd(
         'row maximum',
         g.op('Sub', [
@@ -161,6 +162,7 @@ function step(plan: Plan, t: Piece, c: Choices): Piece {
       if (g.type !== 'float32') return t;
       return same(g.op('Clip', [t.name, g.float0(-5e4), g.float0(5e4)]));
     case 27: {
+      plan.added.add(Number.NaN);
       // CogView's: the maximum is taken off scores made small for it.
       const small = g.op('Div', [t.name, g.float(32)]);
       const top = maximum(

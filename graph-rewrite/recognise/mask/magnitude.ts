@@ -9,6 +9,7 @@ const FLOAT = 1;
 const FLOAT16 = 10;
 const DOUBLE = 11;
 const BFLOAT16 = 16;
+const BOOL = 9;
 
 /**
  * Whether x + fill is fill for every |x| ≤ {@link LARGEST_SCORE}, rounded to the data type: half a unit in the last
@@ -35,15 +36,22 @@ const passes: ReadonlySet<string> = new Set(PASSES.split(' '));
 
 /**
  * Whether anything that a tensor is made of, short of products of activations and weights, may be as large as the limit
- * or larger, of either sign.
+ * or larger, of either sign, and smaller than `end`.
  */
-export function mayHoldFill(value: Value, inference: Inference, limit = LARGEST_SCORE): boolean {
-  return search(value, { inference, limit, seen: new Map() });
+export function mayHoldFill(
+  value: Value,
+  inference: Inference,
+  limit = LARGEST_SCORE,
+  end = Number.POSITIVE_INFINITY,
+): boolean {
+  const isFill = (x: number) => !(Math.abs(x) < limit) && (end === Number.POSITIVE_INFINITY || !(Math.abs(x) >= end));
+  return search(value, { inference, limit, isFill, seen: new Map() });
 }
 
 interface Search {
   readonly inference: Inference;
   readonly limit: number;
+  readonly isFill: (x: number) => boolean;
   readonly seen: Map<Value, boolean>;
 }
 
@@ -58,14 +66,15 @@ function search(value: Value, how: Search): boolean {
 }
 
 function examine(value: Value, how: Search): boolean {
-  const { inference, limit } = how;
+  const { inference, limit, isFill } = how;
   const { type, uniform, constant } = inference.of(value);
+  if (type === BOOL) return false;
   // Integers are below 2⁶⁴.
   if (!FLOATS.has(type)) return limit < LARGEST_SCORE && uniform === undefined;
-  if (uniform !== undefined) return !(Math.abs(uniform) < limit);
+  if (uniform !== undefined) return isFill(uniform);
   if (constant) {
     const numbers = constant.numbers();
-    return !numbers || Array.prototype.some.call(numbers, (n: number) => !(Math.abs(n) < limit));
+    return !numbers || Array.prototype.some.call(numbers, isFill);
   }
   const node = value.producer;
   if (node?.domain !== '') return true;

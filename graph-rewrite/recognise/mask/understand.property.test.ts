@@ -11,7 +11,8 @@ import {
   runAll,
   type Sizes,
 } from '../../../test/mask-graphs.js';
-import { ModelProto } from '../../onnx/proto.js';
+import { decodeModel, encodeModel } from '../../onnx/codec.js';
+import type { ModelProto } from '../../onnx/proto.js';
 import type { FlashAttentionAttributes } from '../../op/definition.js';
 import { isFlashAttention, readAttributes, readInputs } from '../../op/node.js';
 import { type ProblemType, resolveProblem } from '../../op/problem.js';
@@ -232,7 +233,7 @@ async function byDefinition(rewritten: ModelProto, feeds: readonly Record<string
 
 /** The model up to the operator's mask. */
 function maskModel(rewritten: ModelProto, mask: string): ModelProto {
-  const model = ModelProto.decode(ModelProto.encode(rewritten).finish());
+  const model = decodeModel(encodeModel(rewritten));
   const graph = model.graph!;
   graph.node.splice(graph.node.findIndex(isFlashAttention), 1);
   graph.output[0]!.name = mask;
