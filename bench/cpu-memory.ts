@@ -89,22 +89,31 @@ function printTable(rows: readonly Row[]): void {
 
 const sizes: Sizes = { tokens: option('tokens', 4096), heads: option('heads', 12), dimension: option('dimension', 64) };
 const only = process.argv.includes('--only') ? process.argv[process.argv.indexOf('--only') + 1] : undefined;
-const rows = FORMS.filter(({ name }) => only === undefined || name === only).map((form) => measureForm(form, sizes));
-const folder = dirname(fileURLToPath(import.meta.url));
-const report = {
-  subject: 'cpu-memory',
-  date: new Date().toISOString().slice(0, 10),
-  machine: `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} threads, ${Math.round(totalmem() / 2 ** 30)} GiB`,
-  system: `${type()} ${arch()}`,
-  versions: { node: process.versions.node, onnxruntime: runtimeVersion() },
-  sizes,
-  rows,
-};
-if (process.argv.includes('--json')) console.log(JSON.stringify(report));
+const rows: Row[] = [];
+for (const form of FORMS.filter(({ name }) => only === undefined || name === only)) {
+  rows.push(measureForm(form, sizes));
+  if (only === undefined) write();
+}
+if (process.argv.includes('--json')) console.log(JSON.stringify(report()));
 else printTable(rows);
-if (only === undefined) {
-  mkdirSync(join(folder, 'results'), { recursive: true });
-  writeFileSync(join(folder, 'results', 'cpu-memory.json'), `${JSON.stringify(report, null, 2)}\n`);
+
+function report() {
+  return {
+    subject: 'cpu-memory',
+    date: new Date().toISOString().slice(0, 10),
+    machine: `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} threads, ${Math.round(totalmem() / 2 ** 30)} GiB`,
+    system: `${type()} ${arch()}`,
+    versions: { node: process.versions.node, onnxruntime: runtimeVersion() },
+    sizes,
+    rows,
+  };
+}
+
+/** After every form, so that an interruption loses nothing. */
+function write(): void {
+  const folder = join(dirname(fileURLToPath(import.meta.url)), 'results');
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, 'cpu-memory.json'), `${JSON.stringify(report(), null, 2)}\n`);
 }
 
 function runtimeVersion(): string {
