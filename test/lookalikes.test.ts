@@ -115,6 +115,12 @@ const LOOKALIKES: readonly Lookalike[] = [
     scores: (g, s) => masked(g, g.op('Add', [s, g.float(40)]), LOWEST),
   },
   {
+    name: 'a guard against NaN that a bias brings',
+    scores: (g, s) => g.op('Add', [s, g.op('Sqrt', [g.input('bias', g.type, dims('h q k')).name])]),
+    probabilities: (g, p) => g.op('Where', [g.op('IsNaN', [p]), g.float(0), p]),
+    refused: 'a guard against NaN',
+  },
+  {
     name: 'a guard of a quotient whose maximum was taken off before a mask: rows without keys are 0/0',
     scores: (g, s) => masked(g, g.op('Sub', [s, maximum(g, s, 3)]), LOWEST),
     softmax(g, s) {

@@ -9,7 +9,7 @@ import { type Contraction, contractedLabels } from './contraction.js';
 import { requireIndependent } from './dependence.js';
 import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
 import { NO_BAND } from './mask/bands.js';
-import { mayHoldFill } from './mask/magnitude.js';
+import { mayBeUndefined, mayHoldFill } from './mask/magnitude.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
 import {
   type MaskPlacement,
@@ -95,6 +95,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
   requireRounding(formula, inference);
+  requireGuarded(formula, joint, inference);
   const tensors = [...formula.masks.map((m) => m.value), ...formula.factors.map((f) => f.value)];
   requireIndependent(tensors, trace, softmax.nodes);
   const plans = cuts(joint).map((axes) => plan(joint, formula, axes, inference));
@@ -136,6 +137,13 @@ function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
     mayHoldFill(value, inference, COARSE_FILL / Math.abs(factor), COARSE_FILL_END / Math.abs(factor));
   const coarse = masks.find(isCoarse);
   if (coarse) refuse('a mask that rounds scores is added after a number was added to all of them', coarse.value);
+}
+
+/** A guard against NaN is passed, as the operator's rows without keys are zeros: no mask may bring NaN by itself. */
+function requireGuarded({ masks }: ScoreFormula, joint: Joint, inference: Inference): void {
+  if (!joint.probabilityNodes.some((node) => node.is('IsNaN'))) return;
+  const undefinable = masks.find((m) => m.kind === 'additive' && mayBeUndefined(m.value, inference));
+  if (undefinable) refuse('a guard against NaN follows what may add NaN to the scores', undefinable.value);
 }
 
 /** The two products of a site and the scores' dimensions that join them. */

@@ -88,3 +88,23 @@ function examine(value: Value, how: Search): boolean {
   const inputs = node.inputs.filter(isElement);
   return !passes.has(node.opType) || inputs.some((input) => input && search(input, how));
 }
+
+/** Operators that make what is no number from numbers. */
+const UNDEFINED = 'Sqrt Log Pow Div Reciprocal Mod Asin Acos Acosh Atanh';
+const mayUndefine: ReadonlySet<string> = new Set(UNDEFINED.split(' '));
+
+/** Whether a tensor may hold NaN although nothing that goes into it does, products with weights left aside. */
+export function mayBeUndefined(value: Value, inference: Inference): boolean {
+  const seen = new Set<Value>([value]);
+  for (const current of seen) {
+    const { type, uniform, constant } = inference.of(current);
+    const node = current.producer;
+    if (!FLOATS.has(type) || uniform !== undefined || constant || node?.domain !== '') continue;
+    const divisor = node.is('Div') ? node.inputs[1] && inference.uniformOf(node.inputs[1]) : undefined;
+    if (mayUndefine.has(node.opType) && !divisor) return true;
+    if (computes.has(node.opType)) continue;
+    const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
+    for (const input of inputs) if (input) seen.add(input);
+  }
+  return false;
+}
