@@ -341,7 +341,7 @@ test('inspect draws each kind of site before and after', (t) => {
 });
 
 test('the demo: examples agree, and attention takes less memory than before', (t) => {
-  const { code, stdout, stderr } = ortFlash('demo', '--lengths', '1024', '--json');
+  const { code, stdout, stderr } = ortFlash('demo', '--lengths', '2048', '--json');
   t.is(code, 0, stderr);
   interface Memory {
     peakBytes: number;
@@ -354,9 +354,10 @@ test('the demo: examples agree, and attention takes less memory than before', (t
   for (const { title, fused, sites, holds } of examples) t.true(holds && fused === sites && sites > 0, title);
   t.true(encoder.holds);
   const [{ before, after }] = encoder.lengths as [{ before: Memory; after: Memory }];
-  // The scores of 12 heads at 1,024 tokens are 50 MB, of which unfused attention holds two copies at least.
-  t.true(before.peakBytes > 100e6, `${before.peakBytes} bytes before`);
-  t.true(after.peakBytes < 0.7 * before.peakBytes, `${after.peakBytes} bytes after`);
+  // The scores of 12 heads at 2,048 tokens are 201 MB, of which unfused attention holds two copies at least. Resident
+  // memory shows some 30 MB less where the system takes pages of files back meanwhile.
+  t.true(before.peakBytes > 350e6, `${before.peakBytes} bytes before`);
+  t.true(after.peakBytes < 0.5 * before.peakBytes, `${after.peakBytes} bytes after`);
 });
 
 test('a reader that goes away is no error', async (t) => {
