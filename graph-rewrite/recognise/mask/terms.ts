@@ -176,7 +176,8 @@ function place(
   const term = { ...original.term, value, ...(steps ? { steps } : {}) };
   if (value === original.term.value && !steps) return { ...original, term };
   const shape = inference.of(value).shape;
-  if (!shape) return undefined;
+  // A damaged model may contradict itself about a rank.
+  if (shape?.length !== source.indices.length) return undefined;
   const order = SCORE_AXES.flatMap((axis) => indices[axis]);
   const seen: IndexVariable[] = [];
   for (const [axis, index] of source.indices.entries()) {
