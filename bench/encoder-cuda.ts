@@ -50,7 +50,7 @@ const decomposed = () =>
 
 function modelFor(way: Way): Uint8Array {
   const model = decomposed();
-  if (way === 'MultiHeadAttention') rewriteModel(model, { target: 'ort' });
+  if (way === 'MultiHeadAttention') rewriteModel(model, { target: 'ort', provider: 'cuda' });
   return encodeModel(model);
 }
 

@@ -5,7 +5,7 @@ import { Model, type Node } from './graph/graph.js';
 import { DataType, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
 import { BLOCKWISE_OPSET } from './op/body.js';
 import { parseLayout } from './op/layout.js';
-import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './op/lower.js';
+import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt, type OrtProvider } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
 import { isRefusal } from './op/site.js';
 import type { LoweredSite, Refusal } from './report.js';
@@ -23,10 +23,11 @@ const BLOCK_SCORES = 2 ** 22;
 
 /**
  * Replaces the `FlashAttention` nodes of a rewritten model by operators that a runtime without our kernels has, where
- * these compute the same. A node that they cannot express stays, with its function body; for ONNX Runtime that body
- * then takes the queries a block at a time, if the model's opset can say so. The model is edited in place.
+ * these compute the same. A node that they cannot express stays, with its function body; for ONNX Runtime's CPU provider
+ * that body then takes the queries a block at a time, if the model's opset can say so. The model is edited in place.
+ * @param provider the execution provider of ONNX Runtime that is to run the model
  */
-export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSite[] {
+export function lowerModel(proto: ModelProto, target: LoweringTarget, provider: OrtProvider = 'cpu'): LoweredSite[] {
   const model = new Model(proto);
   const inference = new Inference(model);
   const kept = new Set<string>();
@@ -36,7 +37,7 @@ export function lowerModel(proto: ModelProto, target: LoweringTarget): LoweredSi
   for (const graph of model.graphs()) {
     for (const node of [...graph.nodes].filter((n) => isFlashAttention(n.proto))) {
       const place = { node: node.label, output: node.proto.output[0]! };
-      const { lowered, facts } = lower(node, target, inference);
+      const { lowered, facts } = lower(node, target, provider, inference);
       const canTakeBlocks = target === 'ort' && facts !== undefined && mayTakeBlocks(facts);
       const inBlocks = canTakeBlocks && (isRefusal(lowered) || isWorthBlocks(lowered, facts));
       if (inBlocks) takeInBlocks(node, facts, functions);
@@ -85,10 +86,11 @@ function defined<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], 
 function lower(
   node: Node,
   target: LoweringTarget,
+  provider: OrtProvider,
   inference: Inference,
 ): { readonly lowered: Lowered | Refusal; readonly facts?: LoweringFacts } {
   try {
-    const facts = factsOf(node, inference);
+    const facts = factsOf(node, provider, inference);
     return { facts, lowered: target === 'ort' ? lowerToOrt(node.proto, facts) : lowerToOnnx(node.proto, facts) };
   } catch (error) {
     if (error instanceof OrtFlashError) return { lowered: { reason: error.message } };
@@ -97,7 +99,7 @@ function lower(
 }
 
 /** What is known of a node before any data. */
-function factsOf(node: Node, inference: Inference): LoweringFacts {
+function factsOf(node: Node, provider: OrtProvider, inference: Inference): LoweringFacts {
   const attributes = readAttributes(node.proto);
   const inputs = readInputs(node.proto);
   const of = (name: string | undefined) => (name === undefined ? undefined : inference.of(node.graph.value(name)!));
@@ -116,6 +118,7 @@ function factsOf(node: Node, inference: Inference): LoweringFacts {
   return {
     elementType,
     opset: node.graph.model.opset(),
+    provider,
     ...(mask?.shape
       ? {
           mask: {

@@ -8,6 +8,7 @@ import { type LoweringTarget, lowerModel } from './lower.js';
 import { measureMovement } from './movement.js';
 import type { FunctionProto, ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
+import type { OrtProvider } from './op/lower.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
@@ -21,6 +22,11 @@ export interface RewriteOptions {
    * the standard's `Attention`. A site that the target cannot express stays `FlashAttention`.
    */
   readonly target?: 'flash' | LoweringTarget;
+  /**
+   * With the target `ort`: the execution provider that is to run the model, `cpu` (the default, WebAssembly included) or
+   * `cuda`. What their operators can do differs, and only the CPU is given attention a block of queries at a time.
+   */
+  readonly provider?: OrtProvider;
   /** Told after each site that was looked at. */
   readonly onProgress?: (done: number, total: number) => void;
 }
@@ -77,9 +83,9 @@ function rewriteGraphs(
     model.graph.commit();
     functions.install(proto);
   }
-  const { target = 'flash' } = options;
+  const { target = 'flash', provider = 'cpu' } = options;
   if (target === 'flash') return { report: summarise(sites, before, takeStock(model, inference)), changed: fused };
-  const lowered = lowerModel(proto, target);
+  const lowered = lowerModel(proto, target, provider);
   const after = new Model(proto);
   const report = { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
   return { report, changed: fused || lowered.length > 0 };

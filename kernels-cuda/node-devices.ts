@@ -94,7 +94,7 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
       return openCpu(provider, model, options);
     default:
       // What other providers do with fused operators is not known.
-      return openOrt(provider, await prepareModel(model, 'ort', 'off'), options);
+      return openOrt(provider, await prepareModel(model, 'cpu', 'off'), options);
   }
 }
 
@@ -103,9 +103,9 @@ async function openCpu(provider: Provider, model: Model, options: SessionOptions
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'ort', flash, false), options, ['runs block the event loop']);
+    return openOrt(provider, await prepareModel(model, 'cpu', flash, false), options, ['runs block the event loop']);
   }
-  return { ...(await openAddon(await prepareModel(model, 'ort', flash), model, options, {})), device: 'cpu' };
+  return { ...(await openAddon(await prepareModel(model, 'cpu', flash), model, options, {})), device: 'cpu' };
 }
 
 async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
@@ -125,11 +125,11 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
     if (settings.enable_cuda_graph === '1')
       throw new OrtFlashError('unsupported', `enableGraphCapture needs the addon: ${state.why}`);
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'ort', flash, false), options, [state.why]);
+    return openOrt(provider, await prepareModel(model, 'cuda', flash, false), options, [state.why]);
   }
   const kernels = customOpLibraryPath();
   const hasKernels = existsSync(kernels);
-  const prepared = await prepareModel(model, hasKernels ? 'flash' : 'ort', flash);
+  const prepared = await prepareModel(model, hasKernels ? 'kernels' : 'cuda', flash);
   const device = `cuda:${settings.device_id}`;
   const customOpLibraries = hasKernels ? [kernels] : [];
   const opened = await openAddon(prepared, model, options, { cuda: settings, customOpLibraries });

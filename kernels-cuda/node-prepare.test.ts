@@ -8,6 +8,7 @@ import { DataLocation, type ModelProto, StringStringEntryProto } from '../graph-
 import { allModels, bundledModel, bundledModels, type ModelExample, readTestData } from '../models/corpus.js';
 import { createTensor, type FlashMode, InferenceSession, type Tensor } from './index.js';
 import { addonPath } from './node-paths.js';
+import { prepareModel } from './node-prepare.js';
 
 const test = anyTest as TestFn<{ folder: string }>;
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -86,6 +87,25 @@ withAddon('a masked model takes its queries a block at a time, and is lowered on
   t.regex(session.explain().text, /2 attentions a block of queries at a time/);
   await checkOutputs(t, session, model);
   await session.release();
+});
+
+test('each device is given attention that suits it', async (t) => {
+  const notes = (model: string) => {
+    const { modelFile } = bundledModel(model);
+    const carriers = ['kernels', 'cpu', 'cuda'] as const;
+    return Promise.all(carriers.map(async (carrier) => (await prepareModel(modelFile, carrier, 'auto')).note));
+  };
+  const plain = '2 attentions by MultiHeadAttention';
+  t.deepEqual(await notes('vit-sdpa-ts17'), ['2 attentions by our kernels', plain, plain]);
+  // CUDA's GroupQueryAttention takes no float32.
+  t.deepEqual(await notes('whisper_dec-sdpa-dyn18'), [
+    '4 attentions by our kernels',
+    '2 attentions by GroupQueryAttention, 2 attentions by MultiHeadAttention',
+    '4 attentions by MultiHeadAttention',
+  ]);
+  // A Loop would make a GPU wait for the CPU in each turn.
+  const blocks = '2 attentions a block of queries at a time';
+  t.deepEqual(await notes('bert-sdpa-dyn18'), ['2 attentions by our kernels', blocks, undefined]);
 });
 
 test('flash says whether a model is fused', async (t) => {

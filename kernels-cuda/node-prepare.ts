@@ -6,10 +6,11 @@ import { isExternal } from '../graph-rewrite/onnx/external.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
 import { FLASH_ATTENTION_OP } from '../graph-rewrite/op/definition.js';
+import type { OrtProvider } from '../graph-rewrite/op/lower.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 
-/** What carries out attention in a session: our kernels, or the fused operators of ONNX Runtime itself. */
-export type AttentionTarget = 'flash' | 'ort';
+/** What carries out attention in a session: our kernels, or what an execution provider of ONNX Runtime has itself. */
+export type AttentionCarrier = 'kernels' | OrtProvider;
 
 /**
  * Whether attention is fused: where that is possible (`auto`), always, with an error where it is not possible (`on`),
@@ -37,7 +38,7 @@ const DATA_FOLDER = 'session.model_external_initializers_file_folder_path';
  */
 export async function prepareModel(
   model: string | Uint8Array,
-  target: AttentionTarget,
+  carrier: AttentionCarrier,
   flash: FlashMode,
   dataFolders = true,
 ): Promise<PreparedModel> {
@@ -46,7 +47,7 @@ export async function prepareModel(
   const asItIs = (note: string | undefined) => ({ model, configEntries: {}, note });
   if (flash === 'off') return asItIs(undefined);
   try {
-    const prepared = await rewrite(model, target, dataFolders);
+    const prepared = await rewrite(model, carrier, dataFolders);
     if (prepared !== undefined) return prepared;
     if (flash === 'auto') return asItIs(undefined);
   } catch (error) {
@@ -58,7 +59,7 @@ export async function prepareModel(
 
 async function rewrite(
   model: string | Uint8Array,
-  target: AttentionTarget,
+  carrier: AttentionCarrier,
   dataFolders: boolean,
 ): Promise<PreparedModel | undefined> {
   const file = typeof model === 'string' ? model : undefined;
@@ -67,11 +68,11 @@ async function rewrite(
   if (bytes === undefined) return undefined;
   const proto = decodeModel(bytes, file);
   const before = countAttentions(proto);
-  const { lowered = [] } = rewriteModel(proto, { target });
+  const { lowered = [] } = rewriteModel(proto, carrier === 'kernels' ? {} : { target: 'ort', provider: carrier });
   const after = countAttentions(proto);
   const inBlocks = lowered.filter((site) => site.inBlocks).length;
   const fused = [...after].filter(([operator, count]) => {
-    if (operator === FLASH_ATTENTION_OP) return target === 'flash' || inBlocks > 0;
+    if (operator === FLASH_ATTENTION_OP) return carrier === 'kernels' || inBlocks > 0;
     return count > (before.get(operator) ?? 0);
   });
   if (fused.length === 0) return undefined;
@@ -80,7 +81,7 @@ async function rewrite(
     throw new OrtFlashError('unsupported', 'rewriting a model with external data needs the addon');
   const configEntries: Record<string, string> = {};
   if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
-  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, target, inBlocks) };
+  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, carrier, inBlocks) };
 }
 
 function hasExternalData(proto: ModelProto): boolean {
@@ -107,10 +108,10 @@ async function readModel(file: string): Promise<Uint8Array | undefined> {
 }
 
 /** `12 attentions by MultiHeadAttention, 1 a block of queries at a time`. */
-function describeAttentions(counts: ReadonlyMap<string, number>, target: AttentionTarget, inBlocks: number): string {
+function describeAttentions(counts: ReadonlyMap<string, number>, carrier: AttentionCarrier, inBlocks: number): string {
   const ways = Array.from(counts, ([operator, count]): [number, string][] => {
     if (operator !== FLASH_ATTENTION_OP) return [[count, `by ${operator}`]];
-    if (target === 'flash') return [[count, 'by our kernels']];
+    if (carrier === 'kernels') return [[count, 'by our kernels']];
     const whole = count - inBlocks;
     return [
       [inBlocks, 'a block of queries at a time'],

@@ -68,7 +68,7 @@ export async function openWasmSession(
 ): Promise<OpenedWebRuntime> {
   const { flash = 'auto', ...rest } = options;
   const { InferenceSession: Sessions } = await import('onnxruntime-web');
-  const prepared = await prepareModel(model, 'ort', flash);
+  const prepared = await prepareModel(model, 'cpu', flash);
   const given = { ...rest, externalData: await loadDataFiles(model, options), executionProviders: ['wasm'] };
   const session = await Sessions.create(
     typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model,

@@ -36,7 +36,7 @@ async function runLowered(drawn: TestProblem, lower: Lower) {
     outputs: Object.fromEntries(names.map((name) => [name, name])) as { Y: string },
     name: 'site',
   });
-  const lowered = lower(node, { ...variant, isSelfAttention: problem.queries === problem.newKeys });
+  const lowered = lower(node, { ...variant, provider: 'cpu', isSelfAttention: problem.queries === problem.newKeys });
   if (isRefusal(lowered)) return { refused: lowered.reason };
   const outputs = Object.fromEntries(names.map((name) => [name, type]));
   const model = buildModel({ ...lowered, inputs: tensors, outputs, opset: variant.opset });
@@ -218,6 +218,7 @@ for (const { name, lower, operator, options, isFilled } of FAMILIES) {
 const plain: LoweringFacts = {
   elementType: DataType.FLOAT,
   opset: 17,
+  provider: 'cpu',
   isSelfAttention: true,
   known: { queryHeads: 4, keyHeads: 4, headDimension: 8, valueDimension: 8 },
 };
@@ -238,6 +239,28 @@ test('tensors that lie as the operator wants them are passed as they are', (t) =
   t.deepEqual(operators(lowerToOrt(site(), plain)), ['MultiHeadAttention']);
   t.deepEqual(operators(lowerToOnnx(site(), { ...plain, opset: 23 })), ['Attention']);
   t.deepEqual(operators(lowerToOnnx(site({}, 'BHSD'), { ...plain, opset: 23 })), ['Attention']);
+});
+
+test('each execution provider is given what its operators take', (t) => {
+  const mask = { kind: 'additive', rank: 4, mayBeShorter: false, mayEmptyRows: false } as const;
+  const lowered = (attributes: Partial<FlashAttentionAttributes>, facts: Partial<LoweringFacts>) =>
+    (['cpu', 'cuda'] as const).map((provider) => {
+      const result = lowerToOrt(site(attributes), { ...plain, ...facts, provider });
+      if (isRefusal(result)) return result.reason;
+      return `${result.nodes.at(-1)!.op_type}${result.holdsScores === undefined ? '' : ', with all scores'}`;
+    });
+  const causal = { isCausal: true };
+  const half = { elementType: DataType.FLOAT16 };
+  const brain = { elementType: DataType.BFLOAT16 };
+  const grouped = { queryHeads: 4, keyHeads: 2, headDimension: 8, valueDimension: 8 };
+  const noFloats = 'GroupQueryAttention on CUDA takes 16-bit types only';
+  t.deepEqual(lowered({}, {}), ['MultiHeadAttention', 'MultiHeadAttention']);
+  t.deepEqual(lowered({}, { mask }), ['MultiHeadAttention, with all scores', 'MultiHeadAttention']);
+  t.deepEqual(lowered(causal, {}), ['GroupQueryAttention', 'MultiHeadAttention']);
+  t.deepEqual(lowered(causal, half), ['GroupQueryAttention, with all scores', 'GroupQueryAttention']);
+  t.deepEqual(lowered(causal, { known: grouped }), ['GroupQueryAttention', noFloats]);
+  t.deepEqual(lowered({}, brain)[1], 'MultiHeadAttention on CUDA takes float32 and float16 only');
+  t.deepEqual(lowered(causal, brain)[1], 'GroupQueryAttention');
 });
 
 test('what operators cannot say or say differently is refused with the reason', (t) => {

@@ -14,6 +14,9 @@ import { type Axis, parseLayout } from './layout.js';
 import { readAttributes, readInputs } from './node.js';
 import { isRefusal, refuse } from './site.js';
 
+/** The execution providers of ONNX Runtime that a node can be lowered for; `cpu` is also that of WebAssembly. */
+export type OrtProvider = 'cpu' | 'cuda';
+
 /** What is known of the node, as for its function body, and how its sequences stand. */
 export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
   /** Whether there are always as many queries as new keys, so that every convention of causality agrees. */
@@ -21,8 +24,8 @@ export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
   /** Batch and number of queries, where they are the same in every run. */
   readonly batch?: number;
   readonly queries?: number;
-  /** The execution provider that is to run the node; `cpu` where it is not given. */
-  readonly provider?: 'cpu' | 'cuda';
+  /** The execution provider that is to run the node. */
+  readonly provider: OrtProvider;
 }
 
 export interface Lowered {
@@ -30,7 +33,7 @@ export interface Lowered {
   readonly nodes: readonly NodeProto[];
   /** Operator sets that the nodes need beside ai.onnx. */
   readonly domains: readonly string[];
-  /** Set where ONNX Runtime's CPU provider holds all scores of the operator at a time, and why. */
+  /** Set where the provider, the CPU's, holds all scores of the operator at a time, and why. */
   readonly holdsScores?: string;
 }
 
@@ -98,6 +101,8 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
   const { attributes, facts, inputs, e } = site;
   const wrong = checkCausality(site) ?? checkBias(site);
   if (wrong !== undefined) return wrong;
+  if (facts.provider === 'cuda' && facts.elementType === DataType.BFLOAT16)
+    return refuse('MultiHeadAttention on CUDA takes float32 and float16 only');
   const { headDimension, valueDimension } = facts.known ?? {};
   const isSameDimension = headDimension !== undefined && headDimension === valueDimension;
   if (facts.hasPast && !isSameDimension)
@@ -124,11 +129,13 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
     },
   );
   const why = [facts.mask && 'a mask', attributes.isCausal && 'causality', facts.hasPast && 'a past'].find((w) => w);
-  return withScores(finish(site, result, sizes.output, [MICROSOFT]), 'MultiHeadAttention', why);
+  return withScores(site, finish(site, result, sizes.output, [MICROSOFT]), 'MultiHeadAttention', why);
 }
 
-function withScores(lowered: Lowered, operator: string, why: string | false | undefined): Lowered {
-  return why ? { ...lowered, holdsScores: `${operator} with ${why} holds all scores at a time` } : lowered;
+function withScores({ facts }: Site, lowered: Lowered, operator: string, why: string | false | undefined): Lowered {
+  return why && facts.provider === 'cpu'
+    ? { ...lowered, holdsScores: `${operator} with ${why} holds all scores at a time` }
+    : lowered;
 }
 
 /** GroupQueryAttention is always causal, and writes the present keys and values that it is asked for or not. */
@@ -181,7 +188,7 @@ function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lo
     facts.hasSink && 'a sink',
     facts.elementType !== DataType.FLOAT && 'elements of 16 bits',
   ].find((w) => w);
-  return withScores(finish(site, result, sizes.output, [MICROSOFT]), 'GroupQueryAttention', why);
+  return withScores(site, finish(site, result, sizes.output, [MICROSOFT]), 'GroupQueryAttention', why);
 }
 
 /** The standard's `Attention`, where the model's opset has it and means the same. */
