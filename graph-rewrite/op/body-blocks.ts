@@ -25,67 +25,67 @@ export interface Operands {
 
 type Attend = (e: NodeEmitter, variant: FunctionVariant, operands: Operands, block: QueryBlock) => string;
 
+/** The axes of the result of {@link emitBlocks}: blocks are put together along the first. */
+export const BLOCKS_ORDER: readonly Axis[] = ['S', 'B', 'H', 'D'];
+
 /**
- * Emits a Loop over blocks of queries, as equal in size as can be.
- * @param order the axes of the result
- * @param attend emits the attention of one block
- * @returns the attention of all queries
+ * Emits a Loop over blocks of queries. All have the same size, as operators before opset 13 can put together no others:
+ * the last block starts so early that it is full, and what the block before has computed already is left out after.
+ * @param attend emits the attention of one block, (B, H, S, D)
+ * @returns the attention of all queries, its axes as {@link BLOCKS_ORDER} has them
  */
 export function emitBlocks(
   e: NodeEmitter,
   variant: FunctionVariant & { readonly blockScores: number },
   operands: Operands,
-  order: readonly Axis[],
   attend: Attend,
 ): string {
   const queries = operands.queryCount();
   const { size, count } = blocksOf(e, operands, queries, variant.blockScores);
+  const lastStart = e.op('Sub', [queries, size], { label: 'last_start' });
+  const blockRows = once(() => e.countTo(size, 'block_rows'));
+  const blockSize = e.unsqueeze(size, [0], 'block_size');
+
   const inner = new NodeEmitter(variant.opset, 'block/');
-  const [index, going, before] = ['index', 'going', 'before'].map((name) => inner.fresh(name)) as [
-    string,
-    string,
-    string,
-  ];
-  const first = inner.op('Mul', [index, size], { label: 'first' });
+  const [index, going] = [inner.fresh('index'), inner.fresh('going')];
+  const start = inner.smaller(inner.op('Mul', [index, size]), lastStart, 'start');
   const block: QueryBlock = {
-    start: inner.unsqueeze(first, [0], 'start'),
-    size: e.unsqueeze(size, [0], 'block_size'),
-    indices: once(() => {
-      const end = inner.op('Min', [inner.op('Add', [first, size]), queries]);
-      return inner.op('Range', [first, end, inner.int(1)], { label: 'query_positions' });
-    }),
+    start: inner.unsqueeze(start, [0]),
+    size: blockSize,
+    indices: once(() => inner.op('Add', [blockRows(), start], { label: 'query_positions' })),
   };
   const end = inner.op('Add', [block.start, block.size], { label: 'end' });
   const query = inner.sliceAt(operands.query, 2, block.start, end, 'query');
-  const attended = attend(inner, variant, { ...operands, query }, block);
-  const ordered = order[1] === 'S' ? inner.transpose(attended, [0, 2, 1, 3], 'ordered') : attended;
-  const after = inner.op('SequenceInsert', [before, ordered], { label: 'after' });
+  const attended = inner.transpose(attend(inner, variant, { ...operands, query }, block), [2, 0, 1, 3], 'ordered');
   const goesOn = inner.op('Identity', [going], { label: 'goes_on' });
-
-  const none = e.op('SequenceEmpty', [], { attributes: { dtype: variant.elementType }, label: 'no_blocks' });
-  const sequence = TypeProto.create({ sequence_type: { elem_type: tensorType(variant.elementType) } });
+  const value = (name: string, type: number, shape?: readonly []) =>
+    ValueInfoProto.create({ name, type: tensorType(type, shape) });
   const body = GraphProto.create({
     name: 'block',
     node: inner.nodes,
-    input: [
-      ValueInfoProto.create({ name: index, type: tensorType(DataType.INT64, []) }),
-      ValueInfoProto.create({ name: going, type: tensorType(DataType.BOOL, []) }),
-      ValueInfoProto.create({ name: before, type: sequence }),
-    ],
-    output: [
-      ValueInfoProto.create({ name: goesOn, type: tensorType(DataType.BOOL, []) }),
-      ValueInfoProto.create({ name: after, type: sequence }),
-    ],
+    input: [value(index, DataType.INT64, []), value(going, DataType.BOOL, [])],
+    output: [value(goesOn, DataType.BOOL, []), value(attended, variant.elementType)],
   });
-  const blocks = e.op('Loop', [count, '', none], { attributes: { body }, label: 'blocks' });
-  return e.op('ConcatFromSequence', [blocks], { attributes: { axis: order.indexOf('S') }, label: 'output' });
+  const blocks = e.op('Loop', [count, ''], { attributes: { body }, label: 'blocks' });
+  const inRow = e.concat([e.ints([-1]), e.sizes(blocks, 2, 5)], 0, 'rows_shape');
+  const rows = e.op('Reshape', [blocks, inRow], { label: 'rows' });
+  return e.op('Gather', [rows, rowsOfQueries(e, queries, size, count)], { attributes: { axis: 0 }, label: 'output' });
+}
+
+/** Where each query's row stands among those of the blocks. */
+function rowsOfQueries(e: NodeEmitter, queries: string, size: string, count: string): string {
+  const all = e.countTo(queries, 'queries');
+  const before = e.op('Mul', [e.op('Sub', [count, e.int(1)]), size], { label: 'rows_before_last' });
+  const twice = e.op('Sub', [e.op('Mul', [count, size]), queries], { label: 'rows_twice' });
+  const isBefore = e.op('Less', [all, before]);
+  return e.op('Where', [isBefore, all, e.op('Add', [all, twice])], { label: 'query_rows' });
 }
 
 /** How many queries a block has, and how many blocks there are, at least one: of rank 0. */
 function blocksOf(e: NodeEmitter, { query, keyCount }: Operands, queries: string, blockScores: number) {
   const [batch, heads] = [e.size(query, 0, 'batch'), e.size(query, 1, 'heads')];
   const scores = e.op('Mul', [e.op('Mul', [batch, heads]), keyCount()], { label: 'scores_of_query' });
-  const atLeastOne = (x: string, label: string) => e.op('Max', [x, e.int(1)], { label });
+  const atLeastOne = (x: string, label: string) => e.larger(x, e.int(1), label);
   const most = atLeastOne(e.op('Div', [e.int(blockScores), atLeastOne(scores, 'scores_of_query')]), 'most_queries');
   const divideUp = (a: string, b: string) => e.op('Div', [e.op('Add', [a, e.op('Sub', [b, e.int(1)])]), b]);
   const count = atLeastOne(divideUp(queries, most), 'block_count');

@@ -8,7 +8,7 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { DataType, FunctionProto, OperatorSetIdProto } from '../onnx/proto.js';
-import { emitBlocks, type Operands } from './body-blocks.js';
+import { BLOCKS_ORDER, emitBlocks, type Operands } from './body-blocks.js';
 import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
 import { applyMasks, describeMaskVariant, type MaskVariant, type QueryBlock } from './body-mask.js';
 import {
@@ -21,7 +21,7 @@ import {
   type FlashAttentionInput,
 } from './definition.js';
 import { floatTypeName, NodeEmitter, once, widerFloat } from './emit.js';
-import { type Axis, type Layout, parseLayout } from './layout.js';
+import { type Axis, parseLayout } from './layout.js';
 import { sameAttribute, writeAttributes } from './node.js';
 
 export type { MaskVariant } from './body-mask.js';
@@ -41,7 +41,7 @@ export interface FunctionVariant {
   readonly hasSink?: boolean;
   /**
    * How many scores may be in memory at a time, batch and heads counted: queries are then taken a block at a time
-   * (body-blocks.ts), one at least. Needs opset 13. Not given, all scores are.
+   * (body-blocks.ts), one at least. Needs opset 11. Not given, all scores are.
    */
   readonly blockScores?: number;
   /** Sizes that are the same in every run, where the caller knows them: the body then need not compute them. */
@@ -53,8 +53,8 @@ export interface FunctionVariant {
   };
 }
 
-/** The opset from which a body can take queries in blocks: a Loop carries sequences. */
-export const BLOCKWISE_OPSET = 13;
+/** The opset from which a body can take queries in blocks: a Loop need carry no value from turn to turn. */
+export const BLOCKWISE_OPSET = 11;
 
 /** The IR version from which functions of one name are told apart by `overload`. */
 export const OVERLOAD_IR_VERSION = 10;
@@ -137,7 +137,7 @@ function checkVariant({ attributes, opset, hasSink, mask, blockScores }: Functio
   const hint = 'convert the model to opset 9 or later';
   if (opset < 7) throw new OrtFlashError('unsupported', `opset ${opset}: operators do not broadcast`, {}, hint);
   if (opset < BLOCKWISE_OPSET && blockScores !== undefined)
-    throw new OrtFlashError('unsupported', `opset ${opset}: no Loop carries a sequence`, {}, 'convert it to opset 13');
+    throw new OrtFlashError('unsupported', `opset ${opset}: a Loop must carry a value`, {}, 'convert it to opset 11');
   if (opset < 8 && hasSink) throw new OrtFlashError('unsupported', 'a sink in opset 7, which has no Expand', {}, hint);
 }
 
@@ -184,15 +184,8 @@ function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
     finish(e, toLayout(e, attend(e, variant, operands), layout, sizes.output));
     return;
   }
-  const order: readonly Axis[] = isSequenceFirst(layout) ? ['B', 'S', 'H', 'D'] : ['B', 'H', 'S', 'D'];
-  const output = emitBlocks(e, { ...variant, blockScores: variant.blockScores }, operands, order, attend);
-  finish(e, toLayout(e, output, layout, sizes.output, order));
-}
-
-/** Whether a layout has the sequence before the heads. */
-function isSequenceFirst(layout: Layout): boolean {
-  const axes = layout.flatMap((d) => d.factors);
-  return axes.includes('H') && axes.indexOf('S') < axes.indexOf('H');
+  const output = emitBlocks(e, { ...variant, blockScores: variant.blockScores }, operands, attend);
+  finish(e, toLayout(e, output, layout, sizes.output, BLOCKS_ORDER));
 }
 
 /** The attention of query (B, H, S, D): (B, H, S, Dv). */

@@ -148,6 +148,18 @@ export class NodeEmitter {
     return this.op(type, [x, this.ints(axes)], { attributes, ...named });
   }
 
+  /** The smaller of two integers, one by one; `Min` takes integers since opset 12, `Less` since 9. */
+  smaller(a: string, b: string, label: string): string {
+    if (this.opset >= 12) return this.op('Min', [a, b], { label });
+    return this.op('Where', [this.op('Less', [a, b]), a, b], { label });
+  }
+
+  /** The larger of two integers, one by one; `Max` takes integers since opset 12, `Less` since 9. */
+  larger(a: string, b: string, label: string): string {
+    if (this.opset >= 12) return this.op('Max', [a, b], { label });
+    return this.op('Where', [this.op('Less', [a, b]), b, a], { label });
+  }
+
   /** Elements start to end, not counting end, of one axis. Bounds that are no numbers need opset 10. */
   slice(x: string, axis: number, start: number, end: Size, label?: string): string {
     const named = label === undefined ? {} : { label };
