@@ -2,7 +2,7 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { StridedTensor } from '../graph-rewrite/op/layout.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
-import type { PlanBinding, PlanTensor } from './plan.js';
+import type { CacheCapacities, PlanBinding, PlanTensor } from './plan.js';
 import type { BindingStarts, Coverage } from './uniforms.js';
 
 /** Which tensors the attention kernels read keys and values from, how they lie there, and how large all tensors are. */
@@ -37,10 +37,18 @@ export function cacheView(problem: AttentionProblem, capacity: number, dimension
 /** Bytes rounded up to whole words, as buffers are. */
 export const toWords = (bytes: number) => Math.ceil(bytes / 4) * 4;
 
-export function resolveTensors(problem: AttentionProblem, writesLse: boolean, cacheCapacity?: number): PlannedTensors {
+/** How past and present keys and values lie in memory. */
+export interface CacheMemory {
+  /** Positions that the present ones have room for. */
+  readonly capacity: number;
+  /** Positions that the past ones, which are copied, have room for; undefined where they are in place already. */
+  readonly past: CacheCapacities | undefined;
+}
+
+export function resolveTensors(problem: AttentionProblem, writesLse: boolean, memory: CacheMemory): PlannedTensors {
   const element = problem.type === 'float16' ? 2 : 4;
   const hasCache = problem.presentKeyShape !== undefined;
-  const capacity = cacheCapacity ?? problem.keys;
+  const { capacity, past } = memory;
   const key = hasCache ? cacheView(problem, capacity, problem.headDimension) : problem.key;
   const value = hasCache ? cacheView(problem, capacity, problem.valueDimension) : problem.value;
   const cache = (dimension: number, positions: number) =>
@@ -58,8 +66,8 @@ export function resolveTensors(problem: AttentionProblem, writesLse: boolean, ca
       Y: toWords(problem.outputShape.reduce((a, b) => a * b, element)),
       ...(hasCache
         ? {
-            past_key: cache(problem.headDimension, cacheCapacity ?? problem.pastKeys),
-            past_value: cache(problem.valueDimension, cacheCapacity ?? problem.pastKeys),
+            past_key: cache(problem.headDimension, past?.key ?? capacity),
+            past_value: cache(problem.valueDimension, past?.value ?? capacity),
             present_key: cache(problem.headDimension, capacity),
             present_value: cache(problem.valueDimension, capacity),
           }

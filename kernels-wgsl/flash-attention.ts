@@ -188,6 +188,18 @@ export class FlashAttention {
     return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }
 
+  /**
+   * Forgets all problems but those prepared last, and frees their buffers: where lengths change with every call, memory
+   * stays level. What was encoded must have been submitted; calls that are forgotten have to be prepared again.
+   */
+  prune(kept: number): void {
+    for (const [key, { uniforms }] of this.#prepared) {
+      if (this.#prepared.size <= kept) break;
+      this.#prepared.delete(key);
+      uniforms?.destroy();
+    }
+  }
+
   /** Frees the buffers that this object keeps; calls that were encoded must have been submitted. */
   destroy(): void {
     this.#absent.read.destroy();

@@ -2,9 +2,9 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { StridedTensor } from '../graph-rewrite/op/layout.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
-import { cacheView, type PlannedTensors, type Range, strided, toWords } from './coverage.js';
+import { type CacheMemory, cacheView, type PlannedTensors, type Range, strided, toWords } from './coverage.js';
 import { elementBytes, isVector } from './features.js';
-import type { PlanBinding, PlanDispatch, PlanTensor } from './plan.js';
+import type { PlanBinding, PlanDispatch, PlanOptions, PlanTensor } from './plan.js';
 
 const THREADS = 256;
 
@@ -15,37 +15,62 @@ interface Cache {
   readonly present: PlanTensor;
   readonly source: StridedTensor;
   readonly dimension: number;
+  /** Positions that the past's memory has room for; undefined where it is the present's. */
+  readonly pastCapacity: number | undefined;
+}
+
+/**
+ * How a cache lies in memory, as the caller has it.
+ * @throws OrtFlashError `invalid-argument` where it is too small
+ */
+export function resolveCache(problem: AttentionProblem, options: PlanOptions): CacheMemory {
+  const { keys, pastKeys } = problem;
+  const { cacheCapacity = keys, pastCapacity } = options;
+  const copied = options.cacheCapacity === undefined ? { key: pastKeys, value: pastKeys } : undefined;
+  const memory = { capacity: cacheCapacity, past: pastCapacity ?? copied };
+  const refuse = (capacity: number, needed: number): never => {
+    throw new OrtFlashError(
+      'invalid-argument',
+      `FlashAttention: a cache of ${capacity} positions cannot hold ${needed} keys`,
+    );
+  };
+  if (problem.presentKeyShape === undefined) return memory;
+  if (memory.capacity < keys) refuse(memory.capacity, keys);
+  for (const capacity of Object.values(memory.past ?? {})) if (capacity < pastKeys) refuse(capacity, pastKeys);
+  return memory;
 }
 
 /**
  * Dispatches that bring the present keys and values about: past ones copied, new ones put behind them; or, where the
  * cache grows in place, only the new ones written.
- * @param capacity positions of a cache that grows in place; undefined where past and present are buffers of their own.
  */
 export function planAppend(
   problem: AttentionProblem,
   facts: AdapterFacts,
   tensors: PlannedTensors,
-  capacity: number | undefined,
+  memory: CacheMemory,
 ): PlanDispatch[] {
   if (problem.presentKeyShape === undefined) return [];
-  if (capacity !== undefined && capacity < problem.keys)
-    throw new OrtFlashError(
-      'invalid-argument',
-      `FlashAttention: a cache of ${capacity} positions cannot hold ${problem.keys} keys`,
-    );
   const caches: Cache[] = [
-    { past: 'past_key', added: 'K', present: 'present_key', source: problem.key, dimension: problem.headDimension },
+    {
+      past: 'past_key',
+      added: 'K',
+      present: 'present_key',
+      source: problem.key,
+      dimension: problem.headDimension,
+      pastCapacity: memory.past?.key,
+    },
     {
       past: 'past_value',
       added: 'V',
       present: 'present_value',
       source: problem.value,
       dimension: problem.valueDimension,
+      pastCapacity: memory.past?.value,
     },
   ];
   return caches.flatMap((cache) =>
-    share(problem.batch, problem.keyHeads, (part) => append(problem, facts, tensors, capacity, cache, part)),
+    share(problem.batch, problem.keyHeads, (part) => append(problem, facts, tensors, cache, part)),
   );
 }
 
@@ -82,16 +107,16 @@ function append(
   problem: AttentionProblem,
   facts: AdapterFacts,
   tensors: PlannedTensors,
-  capacity: number | undefined,
   cache: Cache,
   part: Part,
 ): PlanDispatch | undefined {
   const { pastKeys, newKeys, keys } = problem;
   const bytes = elementBytes(problem);
-  const copiesPast = capacity === undefined && pastKeys > 0;
+  const { pastCapacity } = cache;
+  const copiesPast = pastCapacity !== undefined && pastKeys > 0;
   const first = copiesPast ? 0 : pastKeys;
   const present = cache.present === 'present_key' ? tensors.key : tensors.value;
-  const past = cacheView({ ...problem, keys: pastKeys }, pastKeys, cache.dimension);
+  const past = cacheView({ ...problem, keys: pastKeys }, pastCapacity ?? 0, cache.dimension);
   const vector = cache.dimension % 4 === 0 && isVector(cache.source);
   const lanes = vector ? 4 : 1;
 

@@ -11,7 +11,7 @@ import {
   splitScratch,
 } from './coverage.js';
 import { featureParameters } from './features.js';
-import { planAppend } from './plan-append.js';
+import { planAppend, resolveCache } from './plan-append.js';
 import { isDecode, maxSplits, planDecode } from './plan-decode.js';
 import { type MatrixTiles, planMatrix } from './plan-matrix.js';
 import { planPrefill } from './plan-prefill.js';
@@ -77,6 +77,12 @@ export interface KernelChoice {
   readonly grid: (coverage: Coverage, splits: number) => readonly [number, number, number];
 }
 
+/** Positions that the memory of a cache's keys and of its values has room for, in each head. */
+export interface CacheCapacities {
+  readonly key: number;
+  readonly value: number;
+}
+
 export interface PlanOptions {
   /** Also write log-sum-exp, (B, H, queries) in float32. */
   readonly writesLse?: boolean;
@@ -84,9 +90,15 @@ export interface PlanOptions {
   readonly kernel?: KernelName;
   /**
    * The cache grows in place: past_key and present_key are one buffer, (B, key heads, this many positions, D), bound as
-   * present_key; only the new positions are written. Values likewise.
+   * present_key; only the new positions are written. Values likewise. Given together with `pastCapacity`, only present_key
+   * and present_value have this many positions.
    */
   readonly cacheCapacity?: number;
+  /**
+   * Positions that there is room for in past_key and past_value, which are copied into present_key and present_value. By
+   * default, without `cacheCapacity`, as many as there are past keys.
+   */
+  readonly pastCapacity?: CacheCapacities;
   /** Split the keys into so many parts at most. */
   readonly splits?: number;
   /** Threads of the decode kernel's workgroups. */
@@ -120,8 +132,9 @@ export function planAttention(
   options: PlanOptions = {},
 ): AttentionPlan {
   checkType(problem, facts);
-  const tensors = resolveTensors(problem, options.writesLse ?? false, options.cacheCapacity);
-  const append = planAppend(problem, facts, tensors, options.cacheCapacity);
+  const cache = resolveCache(problem, options);
+  const tensors = resolveTensors(problem, options.writesLse ?? false, cache);
+  const append = planAppend(problem, facts, tensors, cache);
   const choice = chooseKernel(problem, facts, tensors, options);
   if (problem.batch * problem.queries * problem.valueDimension === 0)
     return { kernel: choice.kernel, dispatches: append, scratchBytes: 0, exchangeBytes: 0, tensorBytes: tensors.bytes };

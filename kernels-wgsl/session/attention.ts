@@ -1,14 +1,23 @@
 import { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import type { FlashAttentionOutput } from '../../graph-rewrite/op/definition.js';
-import { type ProblemInputs, type ProblemType, resolveProblem } from '../../graph-rewrite/op/problem.js';
-import type { FlashAttention, PreparedAttention, TensorBuffer } from '../flash-attention.js';
+import {
+  type AttentionProblem,
+  type ProblemInputs,
+  type ProblemType,
+  resolveProblem,
+} from '../../graph-rewrite/op/problem.js';
+import type { PreparedAttention, TensorBuffer } from '../flash-attention.js';
+import type { PlanOptions } from '../plan.js';
 import type { AttentionCall } from './cut.js';
 import type { Engine } from './engine.js';
 import { tensorBytes } from './tensors.js';
 
 /** Sets of shapes that one call remembers: a model is used at a few lengths, or at one more each step. */
 const REMEMBERED_SHAPES = 32;
+
+/** How past and present keys and values lie in memory. */
+export type CacheOptions = Pick<PlanOptions, 'cacheCapacity' | 'pastCapacity'>;
 
 /** A tensor's memory on the GPU. */
 export interface GpuTensor {
@@ -21,46 +30,56 @@ export interface GpuTensor {
 export class AttentionRunner {
   readonly call: AttentionCall;
   readonly #engine: Engine;
-  readonly #prepared = new Map<string, PreparedAttention>();
-  #flash: FlashAttention;
+  readonly #problems = new Map<string, AttentionProblem>();
 
   constructor(call: AttentionCall, engine: Engine) {
     this.call = call;
     this.#engine = engine;
-    this.#flash = engine.flash;
   }
 
   /**
-   * Resolves the call for its inputs' shapes and compiles what is not compiled yet.
-   * @throws OrtFlashError `invalid-tensor` where the shapes do not fit the node, `unsupported` where the kernels do not
-   *   take them
+   * Resolves the call for its inputs' shapes.
+   * @throws OrtFlashError `invalid-tensor` where the shapes do not fit the node
    */
-  async prepare(inputs: Readonly<Record<string, { type: Tensor.Type; dims: readonly number[] }>>) {
-    const { flash } = this.#engine;
-    if (flash !== this.#flash) this.#prepared.clear();
-    this.#flash = flash;
+  resolve(inputs: Readonly<Record<string, { type: Tensor.Type; dims: readonly number[] }>>): AttentionProblem {
     const key = JSON.stringify(Object.entries(inputs).map(([name, { type, dims }]) => [name, type, dims]));
-    const known = this.#prepared.get(key);
+    const known = this.#problems.get(key);
     if (known !== undefined) return known;
     const described = Object.entries(inputs).map(
       ([name, { type, dims }]) => [name, { type: type as ProblemType, shape: dims }] as const,
     );
     try {
       const problem = resolveProblem(this.call.attributes, Object.fromEntries(described) as unknown as ProblemInputs);
-      const prepared = flash.prepareNow(problem) ?? (await flash.prepare(problem));
-      this.#prepared.set(key, prepared);
-      if (this.#prepared.size > REMEMBERED_SHAPES) this.#prepared.delete(this.#prepared.keys().next().value!);
-      return prepared;
+      this.#problems.set(key, problem);
+      if (this.#problems.size > REMEMBERED_SHAPES) this.#problems.delete(this.#problems.keys().next().value!);
+      return problem;
     } catch (error) {
-      if (!(error instanceof OrtFlashError)) throw error;
-      const place = { ...error.place, node: this.call.label };
-      throw new OrtFlashError(error.code, `attention: ${error.message}`, place, undefined, { cause: error });
+      throw this.#placed(error);
     }
   }
 
+  /**
+   * Plans the call and compiles what is not compiled yet.
+   * @throws OrtFlashError `unsupported` where the kernels do not take the problem
+   */
+  async prepare(problem: AttentionProblem, cache: CacheOptions): Promise<PreparedAttention> {
+    const { flash } = this.#engine;
+    try {
+      return flash.prepareNow(problem, cache) ?? (await flash.prepare(problem, cache));
+    } catch (error) {
+      throw this.#placed(error);
+    }
+  }
+
+  #placed(error: unknown): unknown {
+    if (!(error instanceof OrtFlashError)) return error;
+    const place = { ...error.place, node: this.call.label };
+    return new OrtFlashError(error.code, `attention: ${error.message}`, place, undefined, { cause: error });
+  }
+
   /** Shapes of what the call computes. */
-  outputsOf(prepared: PreparedAttention): Partial<Record<FlashAttentionOutput, { type: Tensor.Type; dims: number[] }>> {
-    const { type, outputShape, presentKeyShape, presentValueShape } = prepared.problem;
+  outputsOf(problem: AttentionProblem): Partial<Record<FlashAttentionOutput, { type: Tensor.Type; dims: number[] }>> {
+    const { type, outputShape, presentKeyShape, presentValueShape } = problem;
     const describe = (dims: readonly number[] | undefined) => dims && { type: type as Tensor.Type, dims: [...dims] };
     const all = {
       Y: describe(outputShape),

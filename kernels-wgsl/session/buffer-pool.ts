@@ -34,7 +34,7 @@ export class BufferPool {
       const what = `a tensor takes ${bytes} bytes, the largest buffer of this device ${maxBufferSize}`;
       throw new OrtFlashError('device', what, {}, 'use shorter inputs');
     }
-    const size = Math.min(sizeClass(bytes), maxBufferSize);
+    const size = this.sizeFor(bytes);
     const buffer =
       this.#idle.get(size)?.pop()?.buffer ??
       this.#device.createBuffer({
@@ -44,6 +44,11 @@ export class BufferPool {
       });
     this.#used.add(buffer);
     return buffer;
+  }
+
+  /** Bytes of the buffer that one gets who asks for so many, or the device's largest. */
+  sizeFor(bytes: number): number {
+    return Math.min(sizeClass(bytes), this.#device.limits.maxBufferSize);
   }
 
   /** Takes a buffer back; everything that reads it must have been submitted. Doing it twice does no harm. */

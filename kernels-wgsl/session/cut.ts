@@ -28,6 +28,8 @@ export interface SegmentStep {
   readonly kind: 'segment';
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
+  /** Inputs of which nothing but the shape is read. */
+  readonly shapeInputs: readonly string[];
   /** Names of the nodes that are to run on the CPU; see {@link findCpuNodes}. */
   readonly cpuNodes: readonly string[];
 }
@@ -41,6 +43,11 @@ export interface AttentionCall {
   readonly inputs: Readonly<Partial<Record<FlashAttentionInput, string>>>;
   /** Names of the values computed. */
   readonly outputs: Readonly<Partial<Record<FlashAttentionOutput, string>>>;
+  /**
+   * Past keys and values come from the caller and are read here alone, the present ones go to the caller alone: a cache
+   * that may grow in place.
+   */
+  readonly growsCache: boolean;
 }
 
 /** Attentions that are encoded together, between two segments. */
@@ -84,6 +91,7 @@ export interface AttentionFacts {
 export function cutModel(proto: ModelProto, takes: (facts: AttentionFacts) => boolean = () => true): SplicePlan {
   const model = new Model(proto);
   const { graph } = model;
+  readThrough(graph);
   const inference = new Inference(model);
   const cuts = new Set(
     graph.nodes.filter((node) => isFlashAttention(node.proto) && takes(attentionFacts(node, inference))),
@@ -194,6 +202,7 @@ class Cutter {
     const computed = new Set(nodes.flatMap((node) => node.outputs.filter((value) => value !== undefined)));
     const read = new Set(nodes.flatMap(readsOf).filter((value) => !computed.has(value)));
     const isConstant = (value: Value) => constantBytes(value) !== undefined && !this.#shared.has(value);
+    const readsElements = (value: Value) => nodes.some((node) => !takesShape(node) && readsOf(node).includes(value));
     const inputs = [...read].filter((value) => !isConstant(value));
     // What several segments compute, the first one gives.
     const outputs = [...computed].filter(
@@ -216,6 +225,7 @@ class Cutter {
       kind: 'segment',
       inputs: inputs.map((value) => value.name),
       outputs: outputs.map((value) => value.name),
+      shapeInputs: inputs.filter((value) => !readsElements(value)).map((value) => value.name),
       cpuNodes: nodes.filter((node) => this.#cpuNodes.has(node)).map(({ proto }) => proto.name!),
     };
     this.#models.set(step, this.#wrap(part));
@@ -253,7 +263,52 @@ class Cutter {
     const named = FLASH_ATTENTION_OUTPUTS.map((output, i) => [output, node.proto.output[i] ?? ''] as const);
     const outputs = Object.fromEntries(named.filter(([, name]) => name !== ''));
     for (const name of Object.values(outputs)) this.#describe(this.#graph.value(name)!);
-    return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs };
+    const growsCache = this.#growsCache(node, inputs, outputs);
+    return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs, growsCache };
+  }
+
+  #growsCache(node: Node, inputs: AttentionCall['inputs'], outputs: AttentionCall['outputs']): boolean {
+    const users = (value: Value) =>
+      [...this.placement.segments.keys(), ...this.placement.attentions.keys()].filter((user) =>
+        readsOf(user).includes(value),
+      );
+    const isOwnPast = (name: string | undefined) => {
+      const value = name === undefined ? undefined : this.#graph.value(name);
+      if (value === undefined || !value.isInput || value.initializer) return false;
+      return (
+        users(value).every((user) => user === node || takesShape(user)) &&
+        node.inputs.filter((input) => input === value).length === 1
+      );
+    };
+    const goesToCaller = (name: string | undefined) => {
+      const value = name === undefined ? undefined : this.#graph.value(name);
+      return value !== undefined && users(value).length === 0;
+    };
+    return (
+      isOwnPast(inputs.past_key) &&
+      isOwnPast(inputs.past_value) &&
+      goesToCaller(outputs.present_key) &&
+      goesToCaller(outputs.present_value)
+    );
+  }
+}
+
+/** Whether a node reads only the shape of what it is given. */
+function takesShape(node: Node): boolean {
+  return node.is('Shape', 'Size');
+}
+
+/**
+ * Makes what reads a graph input through a node that only passes it on (`Concat` of one, as TorchScript writes caches)
+ * read the input itself, so that caches are not copied.
+ */
+function readThrough(graph: Graph): void {
+  for (const node of graph.nodes) {
+    const [input, ...others] = node.inputs;
+    const output = node.outputs[0];
+    if (!input?.isInput || input.initializer || others.length > 0 || !node.is('Identity', 'Concat')) continue;
+    for (const { node: user, index } of [...(output?.uses ?? [])])
+      if (user.graph === graph) graph.setInput(user, index, input);
   }
 }
 

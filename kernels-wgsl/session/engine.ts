@@ -26,6 +26,9 @@ const WANTED_LIMITS = [
   'maxStorageBuffersPerShaderStage',
 ] as const;
 
+/** Attention problems that the kernels keep in mind between runs: a model's own at some lengths. */
+const KEPT_PROBLEMS = 128;
+
 /** One GPUDevice with what all sessions on it share. */
 export class Engine {
   readonly device: GPUDevice;
@@ -83,6 +86,12 @@ export class Engine {
     const what = isMemory ? 'the GPU is out of memory' : 'the GPU refused a run';
     const hint = isMemory ? 'release sessions and tensors, or use shorter inputs' : undefined;
     return new OrtFlashError('device', `${what}: ${error.message}`, {}, hint, { cause: error });
+  }
+
+  /** Marks the end of a run, all of which is submitted: frees what the last few did not use. */
+  endRun(): void {
+    this.pool.endRun();
+    this.#flash.prune(KEPT_PROBLEMS);
   }
 
   get isLost(): boolean {

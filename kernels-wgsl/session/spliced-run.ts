@@ -1,10 +1,14 @@
 import type { Tensor } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
+import type { FlashAttentionOutput } from '../../graph-rewrite/op/definition.js';
+import type { AttentionProblem } from '../../graph-rewrite/op/problem.js';
 import { type AttentionRunner, bufferBytes, gpuTensor } from './attention.js';
-import type { AttentionCall } from './cut.js';
+import { type CachePlacement, placeCache } from './cache-placement.js';
+import type { AttentionCall, SegmentStep } from './cut.js';
 import type { Engine } from './engine.js';
+import { type CacheView, cacheOf, cacheTensor } from './growing-cache.js';
 import type { ScheduledStep } from './schedule.js';
-import { checkTarget, cpuBytes, cpuTensor, fillTensor, readBack, tensorBytes } from './tensors.js';
+import { checkTarget, cpuBytes, cpuTensor, denseRows, fillTensor, readBack, tensorBytes } from './tensors.js';
 
 type Tensors = Readonly<Record<string, Tensor>>;
 
@@ -43,6 +47,8 @@ interface Collected {
 /** A value during a run. */
 interface Held {
   readonly tensor: Tensor;
+  /** Where the tensor is a view of a cache: one of the run's own, which stays whatever becomes of the tensor. */
+  readonly cache?: CacheView;
   /** Its copy on the GPU, where it is in CPU memory and attention reads it. */
   uploaded?: GPUBuffer;
   /** Gives its memory back; absent for what the caller owns. */
@@ -58,7 +64,10 @@ export class SplicedRun {
   constructor(context: RunContext, feeds: Tensors, fetches: Readonly<Record<string, Tensor | null>>) {
     this.#context = context;
     this.#fetches = fetches;
-    for (const [name, tensor] of Object.entries({ ...context.constants, ...feeds })) this.#values.set(name, { tensor });
+    for (const [name, tensor] of Object.entries({ ...context.constants, ...feeds })) {
+      const cache = cacheOf(tensor, context.engine.pool)?.hold();
+      this.#values.set(name, cache ? { tensor, cache, free: () => cache.release() } : { tensor });
+    }
   }
 
   /**
@@ -121,10 +130,10 @@ export class SplicedRun {
     }
     const contents = readBack(
       device,
-      read.map(({ tensor: { gpuBuffer, type, dims } }) => ({
-        buffer: gpuBuffer as GPUBuffer,
-        bytes: tensorBytes(type, dims),
-      })),
+      read.map(({ name }) => {
+        const { cache, tensor } = this.#value(name);
+        return cache?.rows ?? denseRows(tensor.gpuBuffer as GPUBuffer, tensor.type, tensor.dims);
+      }),
     );
     const finish = (elements: readonly ArrayBuffer[]) => {
       const results: Results = {};
@@ -150,7 +159,7 @@ export class SplicedRun {
 
   async #runSegment({ index, step, outputs }: ScheduledStep): Promise<void> {
     if (step.kind !== 'segment') return;
-    const feeds = Object.fromEntries(step.inputs.map((name) => [name, this.#value(name).tensor]));
+    const feeds = Object.fromEntries(step.inputs.map((name) => [name, this.#feed(name, step)]));
     const fetches = Object.fromEntries(outputs.map((name) => [name, this.#gpuTarget(name) ?? null]));
     const results = await this.#context.segments.get(index)!.run(feeds, fetches);
     for (const name of outputs) {
@@ -158,6 +167,13 @@ export class SplicedRun {
       const isOwn = tensor.location !== 'cpu' && fetches[name] === null;
       this.#values.set(name, isOwn ? { tensor, free: () => tensor.dispose() } : { tensor });
     }
+  }
+
+  /** A segment's input. Where it reads the shape alone, a cache is not made dense for it. */
+  #feed(name: string, { shapeInputs }: SegmentStep): Tensor {
+    const { tensor, cache } = this.#value(name);
+    if (cache === undefined || !shapeInputs.includes(name)) return tensor;
+    return gpuTensor({ type: tensor.type, dims: cache.dims, buffer: cache.buffer });
   }
 
   async #runAttention({ step }: ScheduledStep): Promise<void> {
@@ -178,16 +194,40 @@ export class SplicedRun {
     for (const call of calls) {
       const runner = this.#context.attentions.get(call)!;
       const inputs = Object.entries(call.inputs).map(([input, name]) => [input, this.#value(name)] as const);
-      const prepared = await runner.prepare(Object.fromEntries(inputs.map(([input, { tensor }]) => [input, tensor])));
+      const problem = runner.resolve(Object.fromEntries(inputs.map(([input, { tensor }]) => [input, tensor])));
+      const { options, present } = this.#placeCache(call, problem);
       const buffers: Record<string, { buffer: GPUBuffer }> = {};
-      for (const [input, held] of inputs) buffers[input] = { buffer: this.#onGpu(held) };
-      for (const [output, { type, dims }] of Object.entries(runner.outputsOf(prepared))) {
-        const name = call.outputs[output as keyof typeof call.outputs];
-        const buffer = this.#allocate(name, type, dims, scratch);
-        buffers[output] = { buffer };
+      for (const [output, { type, dims }] of Object.entries(runner.outputsOf(problem))) {
+        const name = call.outputs[output as FlashAttentionOutput];
+        const cache = present?.[output as keyof typeof present];
+        buffers[output] = { buffer: cache?.buffer ?? this.#allocate(name, type, dims, scratch) };
       }
+      const prepared = await runner.prepare(problem, options);
+      for (const [input, held] of inputs)
+        buffers[input] = { buffer: (input.startsWith('past_') && held.cache?.buffer) || this.#onGpu(held) };
       runner.encode(prepared, encoder, buffers);
     }
+  }
+
+  /** Where a call's present keys and values go; what is a view of a cache is a value of the run at once. */
+  #placeCache(call: AttentionCall, problem: AttentionProblem): CachePlacement {
+    const { engine, location } = this.#context;
+    const { past_key: pastKey, past_value: pastValue } = call.inputs;
+    if (pastKey === undefined || pastValue === undefined) return { options: {}, present: undefined };
+    const names = [call.outputs.present_key, call.outputs.present_value];
+    const isFree = names.every((name) => name !== undefined && this.#gpuTarget(name) === undefined);
+    const staysOnGpu = names.every((name) => this.#fetches[name!] === null && location(name!) === 'gpu-buffer');
+    const placement = placeCache(
+      problem,
+      { key: this.#value(pastKey).cache, value: this.#value(pastValue).cache },
+      { staysInPlace: call.growsCache && isFree, grows: call.growsCache && isFree && staysOnGpu },
+      engine.pool,
+    );
+    for (const [output, cache] of Object.entries(placement.present ?? {})) {
+      const tensor = cacheTensor(cache, engine.device);
+      this.#values.set(call.outputs[output as FlashAttentionOutput]!, { tensor, cache, free: () => tensor.dispose() });
+    }
+    return placement;
   }
 
   /** Memory for an output of attention: the caller's tensor where there is one. */
@@ -207,7 +247,7 @@ export class SplicedRun {
       this.#values.set(name, { tensor: cpuTensor(type, new ArrayBuffer(0), dims), uploaded: buffer });
     } else {
       const read = async () => {
-        const [content] = await readBack(device, [{ buffer, bytes: tensorBytes(type, dims) }]);
+        const [content] = await readBack(device, [denseRows(buffer, type, dims)]);
         return cpuTensor(type, content!, dims).data;
       };
       this.#values.set(name, { tensor: gpuTensor({ type, dims, buffer }, free, read), free });

@@ -110,7 +110,7 @@ export class SplicedSession extends FlashSessionHandler {
     );
     const steps = this.#stepsFor(Object.keys(fetches));
     const outputs = await run.carryOut(steps);
-    this.#engine.pool.endRun();
+    this.#engine.endRun();
     return outputs;
   }
 

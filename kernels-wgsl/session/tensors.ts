@@ -52,17 +52,40 @@ export function checkTarget(name: string, target: Tensor, type: Tensor.Type, dim
   throw new OrtFlashError('invalid-tensor', what, { tensor: name, shape: dims });
 }
 
+/** Elements in a GPU buffer: rows that begin `stride` bytes apart. Of several, bytes and stride are multiples of 4. */
+export interface BufferRows {
+  readonly buffer: GPUBuffer;
+  readonly count: number;
+  readonly bytes: number;
+  readonly stride: number;
+}
+
+/** Where a tensor's elements lie that has a buffer to itself. */
+export function denseRows(buffer: GPUBuffer, type: Tensor.Type, dims: readonly number[]): BufferRows {
+  const bytes = tensorBytes(type, dims);
+  return { buffer, count: 1, bytes, stride: bytes };
+}
+
+/** Copies rows, one behind the other, to an offset that is a multiple of 4. */
+export function copyRows(encoder: GPUCommandEncoder, from: BufferRows, to: GPUBuffer, offset: number): void {
+  const { buffer, stride } = from;
+  const isDense = from.bytes === stride;
+  const count = isDense ? 1 : from.count;
+  const bytes = isDense ? from.bytes * from.count : from.bytes;
+  const words = Math.ceil(bytes / 4) * 4;
+  if (words === 0) return;
+  for (let row = 0; row < count; row++)
+    encoder.copyBufferToBuffer(buffer, row * stride, to, offset + row * bytes, words);
+}
+
 /** Reads GPU buffers back in one go: copies are submitted at once, the elements come when the GPU is done. */
-export function readBack(
-  device: GPUDevice,
-  sources: readonly { readonly buffer: GPUBuffer; readonly bytes: number }[],
-): Promise<ArrayBuffer[]> {
+export function readBack(device: GPUDevice, sources: readonly BufferRows[]): Promise<ArrayBuffer[]> {
   if (sources.length === 0) return Promise.resolve([]);
   const offsets: number[] = [];
   let end = 0;
-  for (const { bytes } of sources) {
+  for (const { bytes, count } of sources) {
     offsets.push(end);
-    end += Math.ceil(bytes / 16) * 16;
+    end += Math.ceil((bytes * count) / 16) * 16;
   }
   const staging = device.createBuffer({
     label: 'ort-flash outputs',
@@ -70,14 +93,13 @@ export function readBack(
     usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
   });
   const encoder = device.createCommandEncoder({ label: 'ort-flash outputs' });
-  for (const [i, { buffer, bytes }] of sources.entries())
-    encoder.copyBufferToBuffer(buffer, 0, staging, offsets[i]!, Math.ceil(bytes / 4) * 4);
+  for (const [i, rows] of sources.entries()) copyRows(encoder, rows, staging, offsets[i]!);
   device.queue.submit([encoder.finish()]);
   return staging
     .mapAsync(GPUMapMode.READ)
     .then(() => {
       const mapped = staging.getMappedRange();
-      return sources.map(({ bytes }, i) => mapped.slice(offsets[i]!, offsets[i]! + bytes));
+      return sources.map(({ bytes, count }, i) => mapped.slice(offsets[i]!, offsets[i]! + bytes * count));
     })
     .finally(() => staging.destroy());
 }
