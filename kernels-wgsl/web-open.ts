@@ -13,7 +13,6 @@ import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
 import { ortError } from './session/ort-error.js';
 import type { OpenedSession } from './session/shell.js';
-import { SplicedSession } from './session/spliced-session.js';
 
 /**
  * Whether attention runs in this package's kernels: where that is possible and of use (`auto`), always, with an error
@@ -107,7 +106,10 @@ async function openWebGpu(
   const { bytes, files, model, sites } = await loadModel(source, options);
   try {
     const metadata = readMetadata(model);
-    const { cutModel } = await import('./session/cut.js');
+    const [{ cutModel }, { SplicedSession }] = await Promise.all([
+      import('./session/cut.js'),
+      import('./session/spliced-session.js'),
+    ]);
     const cut = (whole: ModelProto) => cutModel(whole, (facts) => isTaken(facts, engine));
     const plan = cut(model);
     if (!plan.steps.some((step) => step.kind === 'attention'))
