@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { referenceAttention } from '../graph-rewrite/op/reference.js';
-import { FlashAttention, type PlanOptions, type PrefillTiles } from './index.js';
+import { FlashAttention, type PlanOptions, type PrefillTiles, type RowTiles } from './index.js';
 import { openDevice } from './testing/device.js';
 import { type CallSpec, callSpecs, makeCall, relativeError } from './testing/problems.js';
 import { runAttention } from './testing/run.js';
@@ -58,6 +58,28 @@ const SMALL_TILES: readonly PrefillTiles[] = [
   },
 ];
 
+/** Rows in registers: one lane and several, as many as rows, fewer and more, side by side and apart. */
+const rowTiles = (rows: number, lanes: number, rest: Partial<RowTiles> = {}): RowTiles => ({
+  threads: 16,
+  rows,
+  lanes,
+  laneDistance: 1,
+  keyBatch: 2,
+  keyTile: 8,
+  stages: 1,
+  ...rest,
+});
+const SMALL_ROWS: readonly RowTiles[] = [
+  rowTiles(1, 1),
+  rowTiles(2, 1, { keyBatch: 4, stages: 2 }),
+  rowTiles(2, 2, { laneDistance: 2 }),
+  rowTiles(4, 4, { keyBatch: 4, keyTile: 16, stages: 2 }),
+  rowTiles(4, 2, { prefetches: false }),
+  rowTiles(2, 4, { threads: 8 }),
+  rowTiles(8, 4),
+  rowTiles(1, 4, { stages: 2, prefetches: false }),
+].filter(({ lanes }) => lanes === 1 || flash.facts.subgroupMinSize >= 4);
+
 /** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */
 const plans = fc.oneof(
   fc.record({ prefillTiles: fc.constantFrom(...SMALL_TILES), splits: fc.constantFrom(1, 1, 3) }),
@@ -68,18 +90,25 @@ const plans = fc.oneof(
   }),
 );
 
-test.serial('random calls of every kind agree with the reference', async (t) => {
-  await fc.assert(
-    fc.asyncProperty(callSpecs, plans, (spec, plan) => check(spec, plan)),
-    {
-      numRuns: Number(process.env.ORT_FLASH_RUNS ?? 24),
-      seed: Number(process.env.ORT_FLASH_SEED ?? 4),
-      includeErrorInReport: true,
-      endOnFailure: true,
-    },
-  );
-  t.pass();
-});
+const rowPlans = fc.record({ rowTiles: fc.constantFrom(...SMALL_ROWS), splits: fc.constantFrom(1, 1, 3) });
+
+for (const [kernels, choices] of [
+  ['tiles and decoding', plans],
+  ['rows in registers', rowPlans],
+] as const) {
+  test.serial(`random calls of every kind agree with the reference: ${kernels}`, async (t) => {
+    await fc.assert(
+      fc.asyncProperty(callSpecs, choices as fc.Arbitrary<PlanOptions>, (spec, plan) => check(spec, plan)),
+      {
+        numRuns: Number(process.env.ORT_FLASH_RUNS ?? 24),
+        seed: Number(process.env.ORT_FLASH_SEED ?? 4),
+        includeErrorInReport: true,
+        endOnFailure: true,
+      },
+    );
+    t.pass();
+  });
+}
 
 test.serial('a cache that grows in place gives the same, and keeps what lies behind its end', async (t) => {
   const spec: CallSpec = {

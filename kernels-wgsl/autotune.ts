@@ -5,6 +5,7 @@ import type { PlanOptions } from './plan.js';
 import { isDecode } from './plan-decode.js';
 import { matrixCandidates } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
+import { rowCandidates } from './plan-rows.js';
 import { prefillCandidates, untriedTiles } from './tiles.js';
 
 /** What was measured to be best, by kind of problem; plain JSON, to be stored and given to `FlashAttention.create`. */
@@ -25,7 +26,7 @@ export function tuningKey(problem: AttentionProblem, facts: AdapterFacts, allows
   ].join(', ');
 }
 
-/** Plans worth measuring for a problem, the planner's own choice first. */
+/** Plans worth measuring for a problem, the planner's own choice among them. */
 export function tuningCandidates(
   problem: AttentionProblem,
   facts: AdapterFacts,
@@ -56,7 +57,11 @@ export function tuningCandidates(
       return seen.get(shape)! <= 3;
     })
     .slice(0, facts.isSoftware ? 4 : 12);
-  return [...known, ...untried].map((prefillTiles) => ({ prefillTiles }));
+  const rows = facts.isSoftware ? [] : rowCandidates(head, facts);
+  return [
+    ...rows.map((rowTiles) => ({ rowTiles })),
+    ...[...known, ...untried].map((prefillTiles) => ({ prefillTiles })),
+  ];
 }
 
 /** Milliseconds of work after which a measurement counts. */

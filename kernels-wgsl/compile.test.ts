@@ -51,6 +51,7 @@ for (const type of ['float32', 'float16'] as const) {
       ['matrices', 100, { isCausal: true, maskedValue: -1e4 }, MATRICES],
       ['portable', 100, { softcap: 3 }, { kernel: 'prefill', splits: 2 }],
       ['portable variants', 100, {}, { prefillTiles: VARIANT }],
+      ['rows in registers', 100, { isCausal: true, maskedValue: -1e4 }, { kernel: 'prefill-rows', splits: 2 }],
       ['matrices in two stages', 100, {}, { ...MATRICES, matrixTiles: { ...MATRICES.matrixTiles, stages: 2 } }],
       ['decoding', 1, { leftWindow: 100 }, {}],
       ['decoding in one dispatch', 1, {}, { decodeCombines: true }],

@@ -182,8 +182,8 @@ export class FlashAttention {
 
   /** The caller's options, with what was measured for this kind of problem where the caller leaves the choice open. */
   #tuned(problem: AttentionProblem, options: PlanOptions): PlanOptions {
-    const { kernel, splits, prefillTiles, matrixTiles, decodeThreads, decodeCombines } = options;
-    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? decodeThreads ?? decodeCombines) !== undefined)
+    const { kernel, splits, prefillTiles, matrixTiles, rowTiles, decodeThreads, decodeCombines } = options;
+    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? rowTiles ?? decodeThreads ?? decodeCombines) !== undefined)
       return options;
     return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }

@@ -22,13 +22,15 @@ const OPERATORS: readonly Readonly<Record<string, (a: number, b: number) => numb
     '>': (a, b) => Number(a > b),
     '>=': (a, b) => Number(a >= b),
   },
+  // WGSL wants parentheses around a shift beside any other operator.
+  { '<<': (a, b) => a * 2 ** b, '>>': (a, b) => Math.floor(a / 2 ** b) },
   { '+': (a, b) => a + b, '-': (a, b) => a - b },
   { '*': (a, b) => a * b, '/': (a, b) => Math.floor(a / b), '%': (a, b) => a % b },
 ];
 
 /** Value of an expression of constants, whole numbers and bools; undefined for any other. */
 export function evaluate(expression: string, constants: ReadonlyMap<string, number>): number | undefined {
-  const tokens = expression.match(/\w+|[=!<>]=|&&|\|\||[^\s\w]/g) ?? [];
+  const tokens = expression.match(/\w+|[=!<>]=|<<|>>|&&|\|\||[^\s\w]/g) ?? [];
   let at = 0;
   const factor = (): number => {
     const token = tokens[at++] ?? '';

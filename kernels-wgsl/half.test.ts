@@ -24,6 +24,7 @@ onHalf('random float16 calls of every kind agree with the reference', async (t) 
   const plans: fc.Arbitrary<PlanOptions> = fc.constantFrom(
     {},
     { kernel: 'prefill' as const },
+    { kernel: 'prefill-rows' as const },
     { kernel: 'decode' as const },
   );
   await fc.assert(
@@ -71,6 +72,7 @@ async function errorOverRounding(options: PlanOptions, queries: number, dimensio
 for (const dimension of [64, 128]) {
   onHalf(`float16 at ${dimension} loses little more than rounding inputs and output does`, async (t) => {
     t.true((await errorOverRounding({ kernel: 'prefill' }, 200, dimension)) < 1.5);
+    t.true((await errorOverRounding({ kernel: 'prefill-rows' }, 200, dimension)) < 1.5);
     t.true((await errorOverRounding({}, 1, dimension)) < 1.5);
   });
   onMatrices(`subgroup matrices at ${dimension} lose little more than rounding inputs and output does`, async (t) => {

@@ -17,4 +17,5 @@ export {
   planAttention,
 } from './plan.js';
 export type { MatrixTiles } from './plan-matrix.js';
+export type { RowTiles } from './plan-rows.js';
 export type { PrefillTiles } from './tiles.js';

@@ -6,6 +6,7 @@ import { type AdapterFacts, DEFAULT_ADAPTER } from './adapter.js';
 import { constantsOf, foldBranches } from './fold.js';
 import { type AttentionPlan, planAttention } from './plan.js';
 import { headShape } from './plan-prefill.js';
+import { rowCandidates, rowMemory } from './plan-rows.js';
 import { SHADERS } from './shaders/linked.js';
 import { specialize } from './specialize.js';
 import { callSpecs, makeCall } from './testing/problems.js';
@@ -51,6 +52,35 @@ test('the kernel follows from problem and adapter', (t) => {
   t.deepEqual(kernels(planAttention(problem('float16', token), LARGE)), ['decode-subgroups', 'combine']);
   t.deepEqual(kernels(planAttention(problem('float32', token), DEFAULT_ADAPTER)), ['decode', 'combine']);
   t.deepEqual(kernels(planAttention(problem('float32', [1, 2, 2, 1, 20, 8]), DEFAULT_ADAPTER)), ['decode']);
+});
+
+test('rows stay in registers where asked for, over lanes that the adapter’s subgroups have', (t) => {
+  for (const d of [1, 20, 64, 96, 128, 256]) {
+    for (const facts of [DEFAULT_ADAPTER, LARGE, { ...LARGE, subgroupMinSize: 8 }]) {
+      const p = problem('float32', [1, 2, 2, 500, 500, d]);
+      const head = headShape(p);
+      const candidates = rowCandidates(head, facts);
+      for (const rowTiles of candidates) {
+        const { lanes, laneDistance } = rowTiles;
+        t.true(lanes === 1 || lanes * laneDistance <= facts.subgroupMinSize);
+        t.true(rowMemory(rowTiles, head) <= facts.workgroupMemory);
+        const [{ kernel, parameters, enables, workgroups }] = planAttention(p, facts, { rowTiles }).dispatches as [
+          AttentionPlan['dispatches'][number],
+        ];
+        t.is(kernel, lanes > 1 ? 'prefill-rows-subgroups' : 'prefill-rows');
+        // Nothing indexes an array of registers by a variable.
+        const source = specialize(kernel, parameters, enables);
+        t.notRegex(source, /(?:sums|scores|weights|result|query|fetched|maximum|shrink|norm)\)?\[[^\]]*(?<!\d)[a-z]/);
+        t.is(workgroups[0], Math.ceil(500 / ((rowTiles.threads / lanes) * rowTiles.rows)));
+      }
+      t.true(candidates.length > 0 || facts.subgroupMinSize < 16, `${d}`);
+    }
+  }
+  const rowTiles = { threads: 64, rows: 4, lanes: 8, laneDistance: 4, keyBatch: 2, keyTile: 8, stages: 1 };
+  t.throws(() => planAttention(problem('float32', [1, 1, 1, 64, 64, 128]), DEFAULT_ADAPTER, { rowTiles }), {
+    code: 'unsupported',
+    message: /subgroups of 32/,
+  });
 });
 
 test('what WGSL or the adapter lacks is refused with the reason', (t) => {
@@ -125,7 +155,7 @@ test('bindings lie in their tensors and dispatches within the limits, whatever t
 });
 
 test('the uniform has the fields of the shaders’ struct, in their order', (t) => {
-  for (const kernel of ['prefill', 'decode', 'combine', 'prefill-matrix'] as const) {
+  for (const kernel of ['prefill', 'prefill-rows', 'decode', 'combine', 'prefill-matrix'] as const) {
     const struct = /struct Problem \{([^}]*)\}/.exec(SHADERS[kernel])![1]!;
     t.deepEqual(
       [...struct.matchAll(/(\w+):/g)].map((m) => m[1]),
@@ -140,6 +170,7 @@ test('loops over constants are unrolled, and no others', (t) => {
     'for (var i = 0u; i < N * 2u - 1u; i++) { a[i] = b.i; }',
     'for (var i = 0u; i < N; i += 1u) { keep(); }',
     'for (var i = 0u; i < count; i++) { keep(); }',
+    'for (var i = 0u; i < (N >> 1u) << (N - 1u); i++) { d[i]; }',
     'for (var i = 0u; i < 4u; i += N) { for (var j = 0u; j < N; j++) { c[i + j]; } }',
   ].join('\n');
   t.deepEqual(
@@ -149,6 +180,7 @@ test('loops over constants are unrolled, and no others', (t) => {
       '{ a[0u] = b.i; } { a[1u] = b.i; } { a[2u] = b.i; }',
       'for (var i = 0u; i < N; i += 1u) { keep(); }',
       'for (var i = 0u; i < count; i++) { keep(); }',
+      '{ d[0u]; } { d[1u]; }',
       '{ { c[0u + 0u]; } { c[0u + 1u]; } } { { c[2u + 0u]; } { c[2u + 1u]; } }',
     ].join(' '),
   );

@@ -15,6 +15,7 @@ import { planAppend, resolveCache } from './plan-append.js';
 import { isDecode, maxSplits, planDecode } from './plan-decode.js';
 import { type MatrixTiles, planMatrix } from './plan-matrix.js';
 import { planPrefill } from './plan-prefill.js';
+import { planRows, type RowTiles } from './plan-rows.js';
 import type { KernelName } from './shaders/linked.js';
 import { knownParameters, type ShaderParameters } from './specialize.js';
 import type { PrefillTiles } from './tiles.js';
@@ -86,7 +87,7 @@ export interface CacheCapacities {
 export interface PlanOptions {
   /** Also write log-sum-exp, (B, H, queries) in float32. */
   readonly writesLse?: boolean;
-  /** Use this kernel, where it can do the problem at all. */
+  /** Use this kernel, where it can do the problem at all; 'prefill' is whichever is best without matrices. */
   readonly kernel?: KernelName;
   /**
    * The cache grows in place: past_key and present_key are one buffer, (B, key heads, this many positions, D), bound as
@@ -119,6 +120,8 @@ export interface PlanOptions {
   readonly allowsHalfPrecision?: boolean;
   /** Use these tiles for the portable prefill kernel. */
   readonly prefillTiles?: PrefillTiles;
+  /** Use the prefill kernel that keeps its rows in registers, with these tiles. */
+  readonly rowTiles?: RowTiles;
 }
 
 /**
@@ -166,15 +169,18 @@ function chooseKernel(
   tensors: PlannedTensors,
   options: PlanOptions,
 ): KernelChoice {
-  const hasTiles = options.prefillTiles !== undefined || options.matrixTiles !== undefined;
+  const { prefillTiles, matrixTiles, rowTiles } = options;
+  const hasTiles = (prefillTiles ?? matrixTiles ?? rowTiles) !== undefined;
   const wanted = options.kernel ?? (isDecode(problem) && !hasTiles ? 'decode' : 'prefill');
   if (wanted === 'decode') return planDecode(problem, facts, tensors, options);
   const takesMatrices = problem.type === 'float16' || options.allowsHalfPrecision === true;
-  if (options.kernel !== 'prefill' && takesMatrices && options.prefillTiles === undefined) {
+  const isOpen = options.kernel === undefined || options.kernel === 'prefill-matrix';
+  if (isOpen && takesMatrices && (prefillTiles ?? rowTiles) === undefined) {
     const choice = planMatrix(problem, facts, tensors, options);
     if (choice !== undefined) return choice;
   }
-  return planPrefill(problem, facts, tensors, options);
+  const rows = prefillTiles === undefined ? planRows(problem, facts, tensors, options) : undefined;
+  return rows ?? planPrefill(problem, facts, tensors, options);
 }
 
 /** The attention kernel's dispatches, each followed by the combination of its splits. */

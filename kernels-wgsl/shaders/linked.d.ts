@@ -1,3 +1,11 @@
 /** WGSL of each kernel, as link.mjs makes it from the .wesl files in this folder. */
 export declare const SHADERS: Readonly<Record<KernelName, string>>;
-export type KernelName = 'prefill' | 'decode' | 'decode-subgroups' | 'combine' | 'append' | 'prefill-matrix';
+export type KernelName =
+  | 'prefill'
+  | 'decode'
+  | 'decode-subgroups'
+  | 'combine'
+  | 'append'
+  | 'prefill-matrix'
+  | 'prefill-rows'
+  | 'prefill-rows-subgroups';
