@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Attention on a CUDA GPU: our kernels against PyTorch's FlashAttention-2 and cuDNN backends, in one process.
+"""Attention on a CUDA GPU: our kernels against PyTorch's FlashAttention-2 and cuDNN backends and ONNX Runtime's
+MultiHeadAttention and Attention, in one process.
 
     python3 bench/cuda-attention.py kernels-cuda/build/libortflash_cuda.so [--out bench/results/cuda-attention.json]
+        [--ort-peer ort-peer.so --onnxruntime libonnxruntime.so.1]
+
+bench/ort-peer.cpp says how ort-peer.so is built; ONNX Runtime's CUDA provider lies beside its library. Without them
+ONNX Runtime is left out.
 
 Each time is the median of many runs over rotated buffers of random numbers, taken with CUDA events. TFLOP/s counts
 4·B·H·S²·D operations, half of that where causal. Errors are ‖Y − exact‖ / ‖exact‖, exact in double precision.
@@ -16,6 +21,8 @@ import statistics
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+import ort_peer
 
 AUTOMATIC, AMPERE, HOPPER = 0, 3, 4
 ADDITIVE = 2
@@ -143,7 +150,35 @@ def error_of(y, q, k, v, causal):
     return float((y[:1, :2].double() - exact).norm() / exact.norm())
 
 
-def forward_rows(ours, dtype):
+class OnnxRuntime:
+    """ONNX Runtime's attention operators, on a stream of their own, as the provider takes none that is the default one."""
+    OPERATORS = {"ort_multi_head_attention": ort_peer.multi_head_attention, "ort_attention": ort_peer.standard_attention}
+
+    def __init__(self, peer, runtime):
+        self._stream = torch.cuda.Stream()
+        self._peer = ort_peer.OrtPeer(peer, runtime, self._stream.cuda_stream)
+
+    def time_ms(self, operator, q, k, v, causal):
+        """q, k, v (B, H, S, D), or random numbers that are as good in the operator's own layout."""
+        batch, heads, tokens, dimension = q.shape
+        element = ort_peer.FLOAT16 if q.dtype == torch.float16 else ort_peer.BFLOAT16
+        model = self.OPERATORS[operator](element, batch, heads, tokens, dimension, causal)
+        shape = (batch, tokens, heads * dimension) if operator == "ort_multi_head_attention" else tuple(q.shape)
+        y = torch.full_like(q, math.nan)
+        run = self._peer.prepare(model, element, {n: (t.data_ptr(), shape) for n, t in zip("qkvy", (q, k, v, y))})
+        try:
+            torch.cuda.synchronize()
+            with torch.cuda.stream(self._stream):
+                time = time_ms([run])
+            if torch.isnan(y[0, 0]).any():
+                raise RuntimeError(operator + " has not written its output")
+            return time
+        finally:
+            torch.cuda.synchronize()
+            run.close()
+
+
+def forward_rows(ours, onnx_runtime, dtype):
     for dimension in (64, 128, 256):
         for tokens in (512, 1024, 4096, 16384):
             for causal in (False, True):
@@ -166,6 +201,9 @@ def forward_rows(ours, dtype):
                     row[name] = time and work / time * 1e-9
                     if tokens == 1024 and time:
                         row[name + "_error"] = error_of(attend(*sets[0]), *sets[0], causal)
+                for name in OnnxRuntime.OPERATORS if onnx_runtime else ():
+                    time = attempt(lambda: onnx_runtime.time_ms(name, *sets[0], causal))
+                    row[name] = time and work / time * 1e-9
                 yield row
 
 
@@ -219,18 +257,30 @@ def print_rows(title, rows):
         yield row
 
 
-def ratios(rows):
-    """Geometric mean and least of ours over each peer, and over the faster of both."""
-    result = {}
-    for name, peers in (("torch_flash", ["torch_flash"]), ("torch_cudnn", ["torch_cudnn"])):
-        found = [row["hopper"] / max(row[p] for p in peers) for row in rows
-                 if "hopper" in row and all(row.get(p) for p in peers)]
-        if found:
-            result[name] = {"geometric_mean": statistics.geometric_mean(found), "least": min(found)}
-    found = [row["ampere"] / row["torch_flash"] for row in rows if row.get("ampere") and row.get("torch_flash")]
-    if found:
-        result["ampere_to_torch_flash"] = {"geometric_mean": statistics.geometric_mean(found), "least": min(found)}
-    return result
+def ratio(rows, ours, peers):
+    """Geometric mean and least of our speed over the fastest of these peers', where all of them ran."""
+    found = [row[ours] / max(row[p] for p in peers) for row in rows if row.get(ours) and all(row.get(p) for p in peers)]
+    return {"geometric_mean": statistics.geometric_mean(found), "least": min(found), "rows": len(found)} if found else None
+
+
+def summarise(result):
+    """What the kernels are measured by: speed over that of each peer, time over cuDNN's in decode, part of unmasked speed."""
+    forward = result["forward_tflops"]
+    cudnn, mha = "torch_cudnn", "ort_multi_head_attention"
+    summary = {"hopper / " + "+".join(peers): ratio(forward, "hopper", peers)
+               for peers in (["torch_flash"], [cudnn], [mha], [cudnn, mha], ["ort_attention"])}
+    summary["ampere / torch_flash"] = ratio(forward, "ampere", ["torch_flash"])
+    for dimension in (64, 128, 256):
+        rows = [row for row in forward if row["dimension"] == dimension]
+        summary[f"hopper / {cudnn}, {dimension}"] = ratio(rows, "hopper", [cudnn])
+        summary[f"ampere / torch_flash, {dimension}"] = ratio(rows, "ampere", ["torch_flash"])
+    summary["masked / unmasked"] = {f"{row['dimension']} {row['mask']}": row["of_unmasked"] for row in result["masked_tflops"]}
+    summary["decode, microseconds, ours and cuDNN's"] = {
+        row["keys"]: [row["ours_us"], row.get("torch_cudnn_us")] for row in result["decode"]}
+    errors = [row["hopper_error"] / row["torch_flash_error"] for row in forward
+              if row.get("hopper_error") and row.get("torch_flash_error")]
+    summary["largest error / torch_flash's"] = max(errors) if errors else None
+    return summary
 
 
 def main():
@@ -238,18 +288,21 @@ def main():
     parser.add_argument("library", help="libortflash_cuda.so")
     parser.add_argument("--out", help="write the results to this JSON file")
     parser.add_argument("--types", nargs="+", choices=["float16", "bfloat16"], default=["float16", "bfloat16"])
+    parser.add_argument("--ort-peer", help="what bench/ort-peer.cpp was compiled to")
+    parser.add_argument("--onnxruntime", help="libonnxruntime.so.1, its CUDA provider beside it")
     arguments = parser.parse_args()
     ours = Ours(arguments.library)
+    onnx_runtime = OnnxRuntime(arguments.ort_peer, arguments.onnxruntime) if arguments.ort_peer else None
     torch.manual_seed(0)
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
     types = [getattr(torch, name) for name in arguments.types]
-    result["forward_tflops"] = [r for t in types for r in print_rows(f"forward, {t}, TFLOP/s", forward_rows(ours, t))]
-    result["ratios"] = ratios(result["forward_tflops"])
-    print(json.dumps(result["ratios"], indent=1))
+    result["forward_tflops"] = [r for t in types for r in print_rows(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t))]
     result["masked_tflops"] = list(print_rows("additive mask", masked_rows(ours, torch.float16)))
     result["decode"] = list(print_rows("decode, 32 heads on 8 of 128", decode_rows(ours, torch.float16)))
     result["long"] = list(print_rows("131,072 tokens", [long_row(ours)]))
+    result["summary"] = summarise(result)
+    print(json.dumps(result["summary"], indent=1))
     if arguments.out:
         with open(arguments.out, "w") as file:
             json.dump(result, file, indent=1)
