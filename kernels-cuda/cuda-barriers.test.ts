@@ -15,6 +15,8 @@ const schedules: fc.Arbitrary<Schedule> = fc
   .record({
     warpgroups: fc.constantFrom(2, 3),
     stages: fc.constantFrom(2, 3, 4),
+    queryBuffers: fc.constantFrom(1, 2),
+    keysFirst: fc.boolean(),
     turns: fc.boolean(),
     bias: fc.boolean(),
     skips: fc.boolean(),
@@ -55,7 +57,15 @@ test('no deadlock, no stage overwritten while it is read, whoever runs first', (
 test('the model notices barriers used wrongly', (t) => {
   const item = (steps: Steps, ...own: Steps[]) => ({ steps, own });
   const items = [item([0, 4], [0, 2], [2, 4]), item([1, 5], [5, 5], [1, 5]), item([0, 3], [0, 3], [0, 1])];
-  const schedule: Schedule = { warpgroups: 2, stages: 2, turns: true, bias: false, items: [...items, ...items] };
+  const schedule: Schedule = {
+    warpgroups: 2,
+    stages: 2,
+    queryBuffers: 1,
+    keysFirst: false,
+    turns: true,
+    bias: false,
+    items: [...items, ...items],
+  };
   const faults: Fault[] = [
     'no wait before handing back',
     'no turn for skipped steps',

@@ -6,12 +6,15 @@ namespace ortflash {
 template <>
 cudaError_t launch_ampere<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules, bool small,
                                                                      cudaStream_t stream) {
-  if constexpr (ORTFLASH_HEAD_DIMENSION == 256) {
-    using Small = AmpereKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, AmpereSmallTiles>;
-    if (small) return rules ? launch_ampere_kernel<Small, true>(p, stream) : launch_ampere_kernel<Small, false>(p, stream);
+  using Element = ORTFLASH_ELEMENT;
+  constexpr int kHeadDimension = ORTFLASH_HEAD_DIMENSION;
+  if constexpr (kHeadDimension == 256) {
+    if (small && rules)
+      return launch_ampere_kernel<AmpereKernel<Element, kHeadDimension, true, AmpereSmallTiles>>(p, stream);
+    if (small) return launch_ampere_kernel<AmpereKernel<Element, kHeadDimension, false, AmpereSmallTiles>>(p, stream);
   }
-  using Kernel = AmpereKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
-  return rules ? launch_ampere_kernel<Kernel, true>(p, stream) : launch_ampere_kernel<Kernel, false>(p, stream);
+  return rules ? launch_ampere_kernel<AmpereKernel<Element, kHeadDimension, true>>(p, stream)
+               : launch_ampere_kernel<AmpereKernel<Element, kHeadDimension, false>>(p, stream);
 }
 
 }  // namespace ortflash

@@ -1,6 +1,8 @@
 // The C interface: checks a call, plans it (which kernel, which splits, what workspace) and starts the kernels.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <random>
 
 #include "ampere.cuh"
 #include "decode.cuh"
@@ -26,7 +28,7 @@ struct Plan {
   int multiprocessors;
   AttentionParams params;
   // Byte offsets into workspace.
-  size_t present_key, present_value, partial_output, partial_softmax, work_counter, workspace;
+  size_t present_key, present_value, partial_output, partial_softmax, tally, work_counter, workspace;
 };
 
 struct Device {
@@ -100,7 +102,7 @@ int tile_of(const AttentionParams &p) {
 constexpr int kLeastShared = 99 * 1024;
 static_assert(AmpereKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
-static_assert(AmpereKernel<__half, 256, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
+static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
@@ -118,7 +120,7 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
                      sizeof(Float32Kernel<256>::Shared));
     case ORTFLASH_AMPERE:
       return by_tile(AmpereKernel<__half, 64>::kSharedBytes, AmpereKernel<__half, 128>::kSharedBytes,
-                     small ? AmpereKernel<__half, 256, AmpereSmallTiles>::kSharedBytes
+                     small ? AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes
                            : AmpereKernel<__half, 256>::kSharedBytes);
     case ORTFLASH_DECODE:
       return by_tile(DecodeKernel<__half, 64>::kSharedBytes, DecodeKernel<__half, 128>::kSharedBytes,
@@ -256,6 +258,20 @@ SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
   return c.element == ORTFLASH_FLOAT16 ? split_rule_16_bit<__half>(plan) : split_rule_16_bit<__nv_bfloat16>(plan);
 }
 
+// A number for each call that no other has, and that memory not ours holds by chance once in 2^48: low 16 bits zero, others not.
+uint64_t next_tag() {
+  static const uint64_t origin = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random();
+  }();
+  static std::atomic<uint64_t> calls{0};
+  uint64_t x = origin + 0x9e3779b97f4a7c15u * ++calls;  // splitmix64 (Steele, Lea and Flood 2014)
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  x = (x ^ x >> 31) & ~uint64_t{0xffff};
+  return x ? x : next_tag();
+}
+
 // Decode: splits of the keys, enough to fill the device.
 void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   AttentionParams &p = plan.params;
@@ -279,6 +295,10 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
   plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
+  if (rule.counts_blocks) {
+    plan.tally = take(plan.workspace, blocks * sizeof(*p.tally));
+    p.tally_tag = next_tag();
+  }
 }
 
 bool serves(const Candidate &candidate, const OrtFlashAttention &c, const Plan &plan) {
@@ -392,6 +412,7 @@ extern "C" const char *ortflash_attention_run(const OrtFlashAttention *call, voi
   if (plan.counts_work) p.work_counter = reinterpret_cast<int *>(memory + plan.work_counter);
   p.partial_output = reinterpret_cast<float *>(memory + plan.partial_output);
   p.partial_softmax = reinterpret_cast<float2 *>(memory + plan.partial_softmax);
+  p.tally = reinterpret_cast<unsigned long long *>(memory + plan.tally);
   const cudaError_t error = c.element == ORTFLASH_FLOAT32   ? launch_float(plan, stream)
                             : c.element == ORTFLASH_FLOAT16 ? launch_16_bit<__half>(plan, stream)
                                                             : launch_16_bit<__nv_bfloat16>(plan, stream);

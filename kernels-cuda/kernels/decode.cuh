@@ -2,22 +2,17 @@
 // are cut into splits, a block each; the up to 16 rows of a block are queries × heads that share a key head, so that keys
 // are read once for all of them. Each warp streams keys of its own through its own stages, with no barrier in the loop.
 #pragma once
+#include "decode_combine.cuh"
 #include "shared_tile.cuh"
-#include "softmax.cuh"
 
 namespace ortflash {
-
-// How the results of a row's splits come together.
-enum class Combining {
-  kLaunch,      // a second kernel reads them from workspace
-  kOverlapped,  // the same, started while this one still runs (programmatic dependent launch, compute capability 9.0)
-  kCluster      // the splits, up to 16, are one cluster of blocks and read each other's shared memory (9.0); no workspace
-};
 
 struct DecodeDefaults {
   static constexpr int kWarps = 4;
   static constexpr Combining kCombining = Combining::kLaunch;
   static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false};
+  // Blocks start while the kernel before them ends, and wait for it before they read (programmatic dependent launch, 9.0).
+  static constexpr bool kStartsEarly = false;
 };
 
 template <int kHeadDimension>
@@ -122,60 +117,13 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
   }
 }
 
-// Combines a cluster's splits, each element of the output by one thread of one of the blocks.
-template <typename Kernel>
-__device__ inline void combine_cluster(const AttentionParams &p, const float *results, int batch, int key_head,
-                                       int first_row, int split) {
-  using Element = typename Kernel::Element;
-  constexpr int kMostSplits = 16;
-  const float *merged = results + Kernel::kWarps * 16 * Kernel::kRowFloats;
-  const int rows = min(16, p.queries * p.heads_per_key - first_row);
-  ptx::cluster_arrive();
-  ptx::cluster_wait();  // every block's rows are there
-  for (int e = split * Kernel::kThreads + threadIdx.x; e < rows * p.value_dimension; e += p.splits * Kernel::kThreads) {
-    const int row = e / p.value_dimension, d = e % p.value_dimension;
-    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
-    const float *mine = merged + row * Kernel::kRowFloats;
-    const float sink = sink_logit<Element>(p, h);
-    float maximum[kMostSplits], part_sum[kMostSplits], part[kMostSplits], highest = sink;
-#pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) {
-      maximum[s] = kMinusInfinity;
-      part_sum[s] = part[s] = 0.0f;
-      if (s >= p.splits) continue;
-      maximum[s] = ptx::load_cluster(mine + Kernel::kPitch, s);
-      part_sum[s] = ptx::load_cluster(mine + Kernel::kPitch + 1, s);
-      part[s] = ptx::load_cluster(mine + d, s);
-    }
-#pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) highest = fmaxf(highest, maximum[s]);
-    const float origin = highest == kMinusInfinity ? 0.0f : highest;
-    float sum = weight_of(sink - origin), total = 0.0f;
-#pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) {
-      const float share = weight_of(maximum[s] - origin);
-      sum += share * part_sum[s];
-      total += share * part[s];
-    }
-    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-    if (p.log_sum_exp && d == 0) {
-      p.log_sum_exp[(static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i] =
-          sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
-    }
-    static_cast<Element *>(p.output.data)[batch * p.output.batch + h * p.output.head + i * p.output.sequence +
-                                          d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
-  }
-  ptx::cluster_arrive();
-  ptx::cluster_wait();  // no block leaves while another reads its rows
-}
-
 template <typename Kernel, bool kRules>
 __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __grid_constant__ AttentionParams p) {
   using Element = typename Kernel::Element;
   using Tile = typename Kernel::Tile;
   constexpr int kHeadDimension = Kernel::kHeadDimension, kStages = Kernel::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
-  if constexpr (Kernel::kCombining == Combining::kOverlapped) ptx::launch_dependents();
+  if constexpr (Kernel::Tiles::kStartsEarly) ptx::wait_for_prerequisites();
   const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
   int block = blockIdx.x;
   const int split = block % p.splits;
@@ -204,8 +152,14 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
     return Tile{reinterpret_cast<Element *>(shared + (warp * kStages + stage) * Kernel::kStageBytes)};
   };
   auto value_tile = [&](int stage) { return Tile{key_tile(stage).data + 16 * kHeadDimension}; };
+  using Copy = TileCopy<Element, 16, kHeadDimension, 32>;
+  const Copy copy_keys(keys, p.key.sequence, p.head_dimension, lane_id());
+  const Copy copy_values(values, p.value.sequence, p.value_dimension, lane_id());
   auto fetch = [&](int stage, int first) {
-    if (first < end) {
+    if (first < end && p.wide_loads) {
+      copy_keys.load(key_tile(stage), first, p.keys);
+      copy_values.load(value_tile(stage), first, readable);
+    } else if (first < end) {
       key_tile(stage).template load<32>(keys, p.key.sequence, p.key.dimension, first, p.keys, p.head_dimension,
                                         p.wide_loads, lane_id());
       value_tile(stage).template load<32>(values, p.value.sequence, p.value.dimension, first, readable,
@@ -218,6 +172,9 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   const int first = begin + 16 * warp;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
+  if constexpr (Kernel::kCombining == Combining::kLastBlock) {
+    if (p.splits > 1 && threadIdx.x == 0) open_tally(p, block);
+  }
   // The rows of Q, straight to operands: each lane reads its own pairs, once.
   uint32_t query[kHeadDimension / 16][4];
   const Element *query_row[2];
@@ -307,61 +264,8 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   merge_warps<Kernel>(p, results, batch, key_head, first_row, split);
   if constexpr (Kernel::kCombining == Combining::kCluster) {
     if (p.splits > 1) combine_cluster<Kernel>(p, results, batch, key_head, first_row, split);
-  }
-}
-
-// The splits' results → output, a block a row: Σ exp(maximum_s − highest)·output_s over the like sum of the splits' sums and
-// the sink's. Maximum and sum travel apart: beside a maximum of −3.4e38 the logarithm of a sum would be lost.
-constexpr int kCombineThreads = 256;
-
-template <typename Element, bool kOverlapped>
-__global__ void __launch_bounds__(kCombineThreads) combine_splits(const __grid_constant__ AttentionParams p) {
-  extern __shared__ float weights[];  // (splits), then (warps, Dv)
-  if constexpr (kOverlapped) ptx::wait_for_prerequisites();
-  __shared__ float shares[kCombineThreads / 32];
-  const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries, index = blockIdx.x;
-  const int i = index % p.queries, h = index / p.queries % p.query_heads, b = index / p.queries / p.query_heads;
-  const int warp = threadIdx.x / 32;
-  // Each warp takes its own maximum, which all warps find alike.
-  const float sink = sink_logit<Element>(p, h);
-  float highest = sink;
-  for (int s = lane_id(); s < p.splits; s += 32) highest = fmaxf(highest, p.partial_softmax[s * rows + index].x);
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, lane));
-  const float origin = highest == kMinusInfinity ? 0.0f : highest;
-  float sum = 0.0f;
-  for (int s = threadIdx.x; s < p.splits; s += kCombineThreads) {
-    const float2 part = p.partial_softmax[s * rows + index];
-    weights[s] = weight_of(part.x - origin);
-    sum += weights[s] * part.y;
-  }
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-  if (lane_id() == 0) shares[warp] = sum;
-  __syncthreads();
-  sum = weight_of(sink - origin);
-#pragma unroll
-  for (int w = 0; w < kCombineThreads / 32; ++w) sum += shares[w];
-
-  float *totals = weights + p.splits;
-  for (int d = lane_id(); d < p.value_dimension; d += 32) {
-    float total = 0.0f;
-#pragma unroll 4
-    for (int s = warp; s < p.splits; s += kCombineThreads / 32) {
-      total += weights[s] * p.partial_output[(s * rows + index) * p.value_dimension + d];
-    }
-    totals[warp * p.value_dimension + d] = total;
-  }
-  __syncthreads();
-  const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-  if (p.log_sum_exp && threadIdx.x == 0) p.log_sum_exp[index] = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
-  Element *target =
-      static_cast<Element *>(p.output.data) + b * p.output.batch + h * p.output.head + i * p.output.sequence;
-  for (int d = threadIdx.x; d < p.value_dimension; d += kCombineThreads) {
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kCombineThreads / 32; ++w) total += totals[w * p.value_dimension + d];
-    target[d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
+  } else if constexpr (Kernel::kCombining == Combining::kLastBlock) {
+    if (p.splits > 1) combine_in_last_block<Kernel>(p, results, block, batch, key_head, first_row);
   }
 }
 

@@ -18,6 +18,14 @@ struct Ring {
   __device__ void advance() { ++count; }
   __device__ Ring last() const { return {count - 1}; }
 };
+// Of one stage there is only the parity, which takes the producer fewer registers.
+template <>
+struct Ring<1> {
+  uint32_t phase = 0;
+  __device__ uint32_t stage() const { return 0; }
+  __device__ uint32_t parity() const { return phase; }
+  __device__ void advance() { phase ^= 1; }
+};
 
 // Heads are taken in groups whose keys fit the L2 cache (AttentionParams::heads_at_once); within one, where causality makes
 // blocks unequal, the longest first.
@@ -48,11 +56,11 @@ __device__ inline int work_items(const AttentionParams &p) {
 // The producer: one thread. Work comes by turns, or, where items differ in length, from a counter in workspace.
 template <typename Kernel>
 __device__ inline void produce(const AttentionParams &p, const typename Kernel::Maps &maps, typename Kernel::Shared &shared) {
-  constexpr uint32_t kQueryBytes = sizeof(shared.query[0]), kKeyBytes = sizeof(shared.key[0]);
+  constexpr uint32_t kQueryBytes = sizeof(shared.query[0][0]), kKeyBytes = sizeof(shared.key[0]);
   const int items = work_items<Kernel>(p), blocks = gridDim.x;
   Ring<Kernel::kStages> ring;
   Ring<2> work_ring;
-  uint32_t query_parity = 0;
+  Ring<Kernel::kQueryBuffers> query_ring;
   for (int index = blockIdx.x, next; ; index = next, work_ring.advance()) {
     next = index >= items ? items : p.work_counter ? atomicAdd(p.work_counter, 1) + blocks : index + blocks;
     WorkItem item{0, -1, 0, 0, 0};
@@ -65,15 +73,17 @@ __device__ inline void produce(const AttentionParams &p, const typename Kernel::
     const int key_head = item.head / p.heads_per_key;
 
     auto copy_query = [&](int w) {
-      ptx::barrier_wait(&shared.query_empty[w], query_parity ^ 1);
-      ptx::barrier_expect(&shared.query_full[w], kQueryBytes);
+      const int buffer = query_ring.stage();
+      uint64_t *full = &shared.query_full[buffer][w];
+      ptx::barrier_wait(&shared.query_empty[buffer][w], query_ring.parity() ^ 1);
+      ptx::barrier_expect(full, kQueryBytes);
 #pragma unroll 1
       for (int c = 0; c < Kernel::kChunks; ++c) {
-        ptx::tensor_copy(shared.query[w][c], &maps.query, &shared.query_full[w], 64 * c, item.first_query + 64 * w,
-                         item.head, item.batch);
+        ptx::tensor_copy(shared.query[buffer][w][c], &maps.query, full, 64 * c, item.first_query + 64 * w, item.head,
+                         item.batch);
       }
     };
-    copy_query(0);
+    if (!Kernel::Tiles::kKeysFirst) copy_query(0);
     for (int step = item.begin; step < item.end; ++step, ring.advance()) {
       auto copy = [&](auto &target, const CUtensorMap &map, uint64_t *full, uint64_t *empty) {
         ptx::barrier_wait(empty, ring.parity() ^ 1);
@@ -88,7 +98,7 @@ __device__ inline void produce(const AttentionParams &p, const typename Kernel::
       // The first warpgroup can begin while the others are still at the last item.
       if (step == item.begin) {
 #pragma unroll 1
-        for (int w = 1; w < Kernel::kConsumers; ++w) copy_query(w);
+        for (int w = Kernel::Tiles::kKeysFirst ? 0 : 1; w < Kernel::kConsumers; ++w) copy_query(w);
       }
       if constexpr (Kernel::kBias) {
         const int head = p.mask.head ? item.head : 0, batch = p.mask.batch ? item.batch % p.mask.batches : 0;
@@ -105,7 +115,7 @@ __device__ inline void produce(const AttentionParams &p, const typename Kernel::
       }
       copy(shared.value[s], maps.value, &shared.value_full[s], &shared.value_empty[s]);
     }
-    query_parity ^= 1;
+    query_ring.advance();
   }
 }
 
@@ -270,7 +280,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
   constexpr int kOwnBarrier = kFirstTurnBarrier + kConsumers;
   const bool first_lane = threadIdx.x % 32 == 0;
   Ring<Kernel::kStages> key_ring, value_ring;
-  uint32_t query_parity = 0;
+  Ring<Kernel::kQueryBuffers> query_ring;
 
   auto wait_turn = [&] { wait_for_turn<Kernel>(warpgroup); };
   auto pass_turn = [&] { pass_on_turn<Kernel>(warpgroup); };
@@ -334,18 +344,18 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       const KeyRange own = own_steps<Kernel>(p, visibility, item, warpgroup);
       const int begin = own.begin, end = own.end;
       auto release_query = [&](int step) {
-        if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[warpgroup]);
+        if (first_lane && step + 1 == end) ptx::barrier_arrive(&shared.query_empty[query_ring.stage()][warpgroup]);
       };
       if constexpr (Kernel::Tiles::kSkipsHidden)
         skip_steps<Kernel>(shared, begin - item.begin, warpgroup, key_ring, value_ring);
       fetch_mask(begin);
-      ptx::barrier_wait(&shared.query_full[warpgroup], query_parity);
-      query_parity ^= 1;
+      ptx::barrier_wait(&shared.query_full[query_ring.stage()][warpgroup], query_ring.parity());
+      const auto &query = shared.query[query_ring.stage()][warpgroup];
       if (begin < end) {
         float rescale[2];
         ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
         wait_turn();
-        start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
+        start_query_key<Kernel>(scores, query, shared.key[key_ring.stage()]);
         pass_turn();
         settle_mask();
         wgmma::wait<0>();
@@ -360,7 +370,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           fetch_mask(step);
           ptx::barrier_wait(&shared.key_full[key_ring.stage()], key_ring.parity());
           wait_turn();
-          start_query_key<Kernel>(scores, shared.query[warpgroup], shared.key[key_ring.stage()]);
+          start_query_key<Kernel>(scores, query, shared.key[key_ring.stage()]);
           ptx::barrier_wait(&shared.value_full[value_ring.stage()], value_ring.parity());
           start_weight_value<Kernel>(output, weights, shared.value[value_ring.stage()]);
           pass_turn();
@@ -375,12 +385,10 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
           wgmma::pin(output);
           if (first_lane) ptx::barrier_arrive(&shared.value_empty[value_ring.stage()]);
           value_ring.advance();
-          if (!Kernel::Tiles::kLazyRescale || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
-            for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
+          for (int d = 0; d < Kernel::kHeadDimension / 8; ++d) {
 #pragma unroll
-              for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
-            }
+            for (int e = 0; e < 4; ++e) output[d][e] *= rescale[e / 2];
           }
           to_operand<Element>(scores, weights);
         }
@@ -400,6 +408,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
       }
       if constexpr (Kernel::Tiles::kSkipsHidden)
         skip_steps<Kernel>(shared, item.end - end, warpgroup, key_ring, value_ring);
+      query_ring.advance();
     }
     if constexpr (Kernel::Tiles::kSeparateEdges) {
       const FragmentRows again{{row_query(item, warpgroup, 0), row_query(item, warpgroup, 1)}, {item.head, item.head}};
@@ -407,6 +416,7 @@ __device__ inline void consume(const AttentionParams &p, typename Kernel::Shared
     } else {
       write_output<Kernel>(p, item, rows, softmax, output);
     }
+    __syncwarp();  // every lane has read the item for the last time
     if (first_lane) ptx::barrier_arrive(&shared.work_empty[work_ring.stage()]);
   }
 }
@@ -424,8 +434,10 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
       ptx::barrier_init(&shared.work_empty[s], kConsumerWarps);
     }
     for (int w = 0; w < Kernel::kConsumers; ++w) {
-      ptx::barrier_init(&shared.query_full[w], 1);
-      ptx::barrier_init(&shared.query_empty[w], 4);
+      for (int buffer = 0; buffer < Kernel::kQueryBuffers; ++buffer) {
+        ptx::barrier_init(&shared.query_full[buffer][w], 1);
+        ptx::barrier_init(&shared.query_empty[buffer][w], 4);
+      }
     }
     for (int s = 0; s < Kernel::kStages; ++s) {
       ptx::barrier_init(&shared.key_full[s], 1);

@@ -19,8 +19,10 @@ struct HopperDefaults {
   static constexpr bool kSeparateEdges = false;
   // Causal blocks draw their work from a counter, which takes a memset before each call; else by turns.
   static constexpr bool kCountsWork = true;
-  // Outputs are rescaled only where a row's maximum has changed.
-  static constexpr bool kLazyRescale = false;
+  // Work items whose queries are in shared memory at once: with 2, those of the next arrive while one is worked on.
+  static constexpr int kQueryBuffers = 1;
+  // The first keys of an item are asked for before its queries, whose place is free later than theirs.
+  static constexpr bool kKeysFirst = false;
   // Scores take an additive mask that the producer brings to shared memory: see add_bias().
   static constexpr bool kBias = false;
 };
@@ -92,11 +94,14 @@ struct WorkItem {
   int first_query, head, batch, begin, end;
 };
 
-// The mask's stages follow those of the keys; each warpgroup has its own part, 64 queries by kKeys keys.
+// The copy engine's 128-byte swizzle repeats every 1,024 bytes: every tile it fills begins at a multiple of that.
+constexpr int kTileAlignment = 1024;
+
+// The mask's stages follow those of the keys; each warpgroup has its own part, 64 queries by kKeys keys. Nothing but tiles
+// here: a derived struct's members may begin in the padding at a base's end.
 template <typename Element, typename Tiles>
-struct alignas(1024) HopperBiasStages {
-  Element mask[Tiles::kStages][Tiles::kConsumers][Tiles::kKeys / 64][64][64];
-  uint64_t mask_full[Tiles::kStages][Tiles::kConsumers], mask_empty[Tiles::kStages][Tiles::kConsumers];
+struct HopperBiasStages {
+  alignas(kTileAlignment) Element mask[Tiles::kStages][Tiles::kConsumers][Tiles::kKeys / 64][64][64];
 };
 struct HopperNoBias {};
 
@@ -105,6 +110,7 @@ struct HopperKernel {
   using Element = Element_;
   using Tiles = Tiles_;
   static constexpr int kHeadDimension = kHeadDimension_, kKeys = Tiles::kKeys, kStages = Tiles::kStages;
+  static constexpr int kQueryBuffers = Tiles::kQueryBuffers;
   static constexpr bool kRules = kRules_, kBias = Tiles::kBias;
   static_assert(!kBias || (!kRules && kKeys % 64 == 0));
   // Whether scores reach the softmax times the scale, or raw (a mask divided by it), which saves an instruction each. A
@@ -117,15 +123,18 @@ struct HopperKernel {
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
 
   struct Shared : std::conditional_t<kBias, HopperBiasStages<Element, Tiles>, HopperNoBias> {
-    Element query[kConsumers][kChunks][64][64];
-    Element key[kStages][kChunks][kKeys][64];
-    Element value[kStages][kChunks][kKeys][64];
+    alignas(kTileAlignment) Element query[kQueryBuffers][kConsumers][kChunks][64][64];
+    alignas(kTileAlignment) Element key[kStages][kChunks][kKeys][64];
+    alignas(kTileAlignment) Element value[kStages][kChunks][kKeys][64];
     WorkItem work[2];
     uint64_t work_full[2], work_empty[2];
-    uint64_t query_full[kConsumers], query_empty[kConsumers];
+    uint64_t query_full[kQueryBuffers][kConsumers], query_empty[kQueryBuffers][kConsumers];
     uint64_t key_full[kStages], key_empty[kStages], value_full[kStages], value_empty[kStages];
+    uint64_t mask_full[kStages][kConsumers], mask_empty[kStages][kConsumers];  // of a mask in shared memory alone
   };
-  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // and room to align it
+  static_assert(alignof(Shared) == kTileAlignment);
+  static_assert(kKeys * 128 % kTileAlignment == 0, "a chunk of keys would leave the next misaligned");
+  static constexpr int kSharedBytes = sizeof(Shared) + kTileAlignment;  // and room to align it
   static_assert(kSharedBytes <= 232448, "more than an SM has");
 };
 

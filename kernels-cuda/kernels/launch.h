@@ -29,9 +29,8 @@ cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
 template <typename Element>
 cudaError_t launch_scalar(const AttentionParams &p, cudaStream_t stream);
 
-// `overlapped`: started while the kernel before it still runs, for which it waits itself (compute capability 9.0).
 template <typename Element>
-cudaError_t launch_combine(const AttentionParams &p, bool overlapped, cudaStream_t stream);
+cudaError_t launch_combine(const AttentionParams &p, cudaStream_t stream);
 
 // One of keys and values: where it comes from and goes to.
 struct AppendParams {
@@ -63,7 +62,7 @@ const Candidate *find_candidate(int kernel);
 // What a launch may ask for beyond its grid (compute capability 9.0).
 struct LaunchOptions {
   int cluster = 1;          // blocks a cluster
-  bool overlapped = false;  // start while the kernel before it in the stream still runs
+  bool early = false;  // start while the kernel before it in the stream ends, for which it waits itself
 };
 
 // Lets a kernel use this much dynamic shared memory.
@@ -105,7 +104,7 @@ cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), 
     attribute.val.clusterDim.x = static_cast<unsigned>(options.cluster);
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
-  if (options.overlapped) {
+  if (options.early) {
     cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

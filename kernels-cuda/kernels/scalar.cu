@@ -13,19 +13,18 @@ cudaError_t launch_scalar(const AttentionParams &p, cudaStream_t stream) {
 }
 
 template <typename Element>
-cudaError_t launch_combine(const AttentionParams &p, bool overlapped, cudaStream_t stream) {
+cudaError_t launch_combine(const AttentionParams &p, cudaStream_t stream) {
   const int64_t rows = int64_t{p.batch} * p.query_heads * p.queries;
   const int floats = p.splits + kCombineThreads / 32 * p.value_dimension;
   const int shared_bytes = floats * static_cast<int>(sizeof(float));
-  if (!overlapped) return start(combine_splits<Element, false>, rows, kCombineThreads, shared_bytes, stream, p);
-  return start_with({1, true}, combine_splits<Element, true>, rows, kCombineThreads, shared_bytes, stream, p);
+  return start(combine_splits<Element>, rows, kCombineThreads, shared_bytes, stream, p);
 }
 
 template cudaError_t launch_scalar<float>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_scalar<__half>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_scalar<__nv_bfloat16>(const AttentionParams &, cudaStream_t);
-template cudaError_t launch_combine<__half>(const AttentionParams &, bool, cudaStream_t);
-template cudaError_t launch_combine<__nv_bfloat16>(const AttentionParams &, bool, cudaStream_t);
+template cudaError_t launch_combine<__half>(const AttentionParams &, cudaStream_t);
+template cudaError_t launch_combine<__nv_bfloat16>(const AttentionParams &, cudaStream_t);
 
 // `Unit`: what one thread copies, a whole number of elements of one row.
 template <typename Unit>

@@ -64,12 +64,12 @@ struct SharedTile {
 };
 
 // Fills tiles from a matrix whose rows can be read 16 bytes at a time, by kThreads threads. What follows from the thread is
-// worked out once: each copies the same piece of every kStep-th row, whose place in the swizzle is then the same, too.
+// worked out once: each copies the same piece of every kStep-th row, whose place in the swizzle differs by a constant.
 template <typename Element, int kRows, int kColumns, int kThreads>
 struct TileCopy {
   using Tile = SharedTile<Element, kRows, kColumns>;
   static constexpr int kStep = kThreads / Tile::kPieces;  // rows between two copies of a thread
-  static_assert(kStep % 8 == 0 && kRows % kStep == 0);
+  static_assert((kStep % 8 == 0 || 8 % kStep == 0) && kRows % kStep == 0);
   const Element *source;  // the thread's piece of its first row
   int64_t row_stride;
   int row;
@@ -84,21 +84,22 @@ struct TileCopy {
     offset = ((index & ~7) | ((index ^ row) & 7)) * 16 + row * kColumns * 2;
   }
 
-  // Rows first_row.., zeros from row_limit on.
+  // Rows first_row.., zeros from row_limit on. The tile begins at a multiple of 128 bytes.
   __device__ void load(const Tile &tile, int first_row, int row_limit) const {
     const Element *from = source + first_row * row_stride;
     const uint32_t to = ptx::shared_address(tile.data) + offset;
+    const auto place = [&](int n) { return (to ^ n * kStep % 8 * 16) + n * kStep * kColumns * 2; };
     if (first_row + kRows <= row_limit) {
 #pragma unroll
       for (int n = 0; n < kRows / kStep; ++n) {
-        ptx::copy_async_16(to + n * kStep * kColumns * 2, from, take);
+        ptx::copy_async_16(place(n), from, take);
         from += kStep * row_stride;
       }
     } else {
 #pragma unroll
       for (int n = 0; n < kRows / kStep; ++n) {
         const bool inside = first_row + row + n * kStep < row_limit;
-        ptx::copy_async_16(to + n * kStep * kColumns * 2, inside ? from : source, take && inside);
+        ptx::copy_async_16(place(n), inside ? from : source, take && inside);
         from += kStep * row_stride;
       }
     }

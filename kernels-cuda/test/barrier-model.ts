@@ -19,6 +19,10 @@ export interface WorkItem {
 export interface Schedule {
   readonly warpgroups: number;
   readonly stages: number;
+  /** Work items whose queries are in shared memory at once. */
+  readonly queryBuffers: number;
+  /** Whether an item's first keys are asked for before its queries. */
+  readonly keysFirst: boolean;
   readonly turns: boolean;
   readonly bias: boolean;
   readonly items: readonly WorkItem[];
@@ -129,16 +133,16 @@ class Model {
   private readonly work = [-1, -1];
   private readonly workFull = many(2, () => new MemoryBarrier(1));
   private readonly workEmpty: MemoryBarrier[];
-  private readonly query: Stage[];
+  private readonly query: Stage[][];
   private readonly key: Stage[];
   private readonly value: Stage[];
   private readonly mask: Stage[][];
   private readonly turn: NamedBarrier[];
 
   constructor(private readonly schedule: Schedule) {
-    const { warpgroups, stages } = schedule;
+    const { warpgroups, stages, queryBuffers } = schedule;
     this.workEmpty = many(2, () => new MemoryBarrier(4 * warpgroups));
-    this.query = many(warpgroups, () => new Stage(4));
+    this.query = many(queryBuffers, () => many(warpgroups, () => new Stage(4)));
     this.key = many(stages, () => new Stage(4 * warpgroups));
     this.value = many(stages, () => new Stage(4 * warpgroups));
     this.mask = many(stages, () => many(warpgroups, () => new Stage(4)));
@@ -147,10 +151,10 @@ class Model {
 
   /** produce() */
   *produce(): Coroutine {
-    const { items, warpgroups, stages, bias } = this.schedule;
+    const { items, warpgroups, stages, queryBuffers, keysFirst, bias } = this.schedule;
     const ring = new Ring(stages);
     const workRing = new Ring(2);
-    let queryParity = 0;
+    const queryRing = new Ring(queryBuffers);
     const copy = function* (this: Model, stage: Stage, parity: number, content: string): Coroutine {
       yield* stage.empty.wait(parity ^ 1);
       this.copies.push(stage.copy(content));
@@ -165,28 +169,29 @@ class Model {
       if (item === undefined) return;
       const [begin, end] = item.steps;
       if (begin >= end) continue;
-      yield* copy(this.query[0]!, queryParity, `${n}`);
+      const queries = this.query[queryRing.stage]!;
+      if (!keysFirst) yield* copy(queries[0]!, queryRing.parity, `${n}`);
       for (let step = begin; step < end; ++step, ring.advance()) {
         const content = `${n}:${step}`;
         yield* copy(this.key[ring.stage]!, ring.parity, content);
         if (step === begin) {
-          for (const query of this.query.slice(1)) yield* copy(query, queryParity, `${n}`);
+          for (const query of queries.slice(keysFirst ? 0 : 1)) yield* copy(query, queryRing.parity, `${n}`);
         }
         for (let w = 0; bias && w < warpgroups; ++w) {
           yield* copy(this.mask[ring.stage]![w]!, ring.parity, content);
         }
         yield* copy(this.value[ring.stage]!, ring.parity, content);
       }
-      queryParity ^= 1;
+      queryRing.advance();
     }
   }
 
   /** consume(), one warp of warpgroup w */
   *consume(w: number): Coroutine {
-    const { warpgroups, stages, items, fault } = this.schedule;
+    const { warpgroups, stages, queryBuffers, items, fault } = this.schedule;
     const rings = { key: new Ring(stages), value: new Ring(stages), mask: new Ring(stages) };
     const workRing = new Ring(2);
-    let queryParity = 0;
+    const queryRing = new Ring(queryBuffers);
     if (w === warpgroups - 1) this.passTurn(w);
     for (; ; workRing.advance()) {
       yield* this.workFull[workRing.stage]!.wait(workRing.parity);
@@ -196,12 +201,12 @@ class Model {
       const [begin, end] = own[w]!;
       if (steps[0] < steps[1]) {
         yield* this.skip(w, n, [steps[0], begin], rings);
-        const query = this.query[w]!;
-        yield* query.full.wait(queryParity);
-        queryParity ^= 1;
-        if (begin < end) yield* this.attend(w, n, [begin, end], rings);
+        const query = this.query[queryRing.stage]![w]!;
+        yield* query.full.wait(queryRing.parity);
+        if (begin < end) yield* this.attend(w, n, [begin, end], query, rings);
         else if (fault !== 'query kept') query.empty.arrive();
         yield* this.skip(w, n, [Math.max(end, begin), steps[1]], rings);
+        queryRing.advance();
       }
       if (this.work[workRing.stage] !== n) throw new Error('the work item has changed under its reader');
       yield;
@@ -244,9 +249,14 @@ class Model {
   }
 
   /** The steps that the warpgroup has a part in; where the kernel waits for a product, others may run. */
-  private *attend(w: number, n: number, [begin, end]: Steps, rings: Record<'key' | 'value' | 'mask', Ring>): Coroutine {
+  private *attend(
+    w: number,
+    n: number,
+    [begin, end]: Steps,
+    query: Stage,
+    rings: Record<'key' | 'value' | 'mask', Ring>,
+  ): Coroutine {
     const { bias, fault } = this.schedule;
-    const query = this.query[w]!;
     for (let step = begin; step <= end; ++step) {
       const content = `${n}:${step}`;
       const last = `${n}:${step - 1}`;

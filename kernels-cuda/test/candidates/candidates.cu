@@ -11,8 +11,6 @@ const std::vector<Candidate> &candidates() {
     add_hopper_candidates<__nv_bfloat16, 64>(made);
     add_hopper_candidates<__nv_bfloat16, 128>(made);
     add_hopper_candidates<__nv_bfloat16, 256>(made);
-    add_ampere_candidates<__half, 64>(made);
-    add_ampere_candidates<__half, 128>(made);
     add_ampere_candidates<__half, 256>(made);
     add_decode_candidates<__half, 128>(made);
     return made;

@@ -6,20 +6,20 @@
 namespace ortflash {
 namespace {
 
-struct Overlapped : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {
-  static constexpr Combining kCombining = Combining::kOverlapped;
+template <int kStreamWarps, int kBlocks, int kLeastKeys, bool kEarly = false>
+struct LastBlock : DecodeDefaults {
+  static constexpr int kWarps = kStreamWarps, kStages = 3;
+  static constexpr Combining kCombining = Combining::kLastBlock;
+  static constexpr SplitRule kSplits{kBlocks, kLeastKeys, kMostSplitsOfLastBlock, false, true};
+  static constexpr bool kStartsEarly = kEarly;
 };
 
-// Splits of 64 keys, so that each warp has one step where keys are few.
-struct OverlappedShort : Overlapped {
-  static constexpr SplitRule kSplits{2, 64, 0x7fffffff, false};
-};
-
-template <int kMostSplits, int kStreamWarps, int kStreamStages>
+template <bool kEarly>
 struct Cluster : DecodeDefaults {
-  static constexpr int kWarps = kStreamWarps, kStages = kStreamStages;
+  static constexpr int kStages = 3;
   static constexpr Combining kCombining = Combining::kCluster;
-  static constexpr SplitRule kSplits{2, 64, kMostSplits, true};
+  static constexpr SplitRule kSplits{2, 64, 16, true};
+  static constexpr bool kStartsEarly = kEarly;
 };
 
 template <typename Tiles>
@@ -37,12 +37,12 @@ Candidate decode(const char *name) {
 
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
-  all.push_back(decode<Overlapped>("overlapped combine"));
-  all.push_back(decode<OverlappedShort>("overlapped, 64 keys"));
-  all.push_back(decode<Cluster<8, 4, 3>>("cluster of 8"));
-  all.push_back(decode<Cluster<16, 4, 3>>("cluster of 16"));
-  all.push_back(decode<Cluster<16, 4, 6>>("cluster of 16, 6 stages"));
-  all.push_back(decode<Cluster<16, 8, 3>>("cluster of 16, 8 warps"));
+  all.push_back(decode<LastBlock<4, 2, 128>>("last block"));
+  all.push_back(decode<LastBlock<4, 2, 64>>("last block, 64 keys"));
+  all.push_back(decode<LastBlock<8, 1, 128>>("last block, 8 warps"));
+  all.push_back(decode<LastBlock<8, 1, 128, true>>("last block, 8 warps, early"));
+  all.push_back(decode<Cluster<false>>("cluster of 16"));
+  all.push_back(decode<Cluster<true>>("cluster of 16, early"));
 }
 
 }  // namespace ortflash

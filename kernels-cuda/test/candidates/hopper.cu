@@ -5,16 +5,11 @@
 namespace ortflash {
 namespace {
 
-// Steps that only other warpgroups see are passed over, and only the crossing side of a diagonal is compared.
-template <int kWarpgroups, int kStepKeys, int kStepStages, bool kInTurns = true, bool kCounter = true>
-struct Skipping : HopperDefaults {
-  static constexpr int kConsumers = kWarpgroups, kKeys = kStepKeys, kStages = kStepStages;
-  static constexpr bool kSkipsHidden = true, kSeparateEdges = true, kTurns = kInTurns, kCountsWork = kCounter;
-};
-
-// The table's own tiles.
-struct Lazy : HopperTiles<ORTFLASH_HEAD_DIMENSION, false> {
-  static constexpr bool kLazyRescale = true, kSeparateEdges = true;
+// Items' keys, values and queries asked for further ahead; with kSkip, steps that only other warpgroups see are passed over.
+template <int kWarpgroups, int kStepKeys, int kStepStages, int kBuffers, bool kSkip = false>
+struct Ahead : HopperDefaults {
+  static constexpr int kConsumers = kWarpgroups, kKeys = kStepKeys, kStages = kStepStages, kQueryBuffers = kBuffers;
+  static constexpr bool kKeysFirst = true, kSeparateEdges = kSkip, kSkipsHidden = kSkip, kTurns = !kSkip;
 };
 
 template <int kWarpgroups, int kStepKeys>
@@ -37,29 +32,28 @@ template <>
 void add_hopper_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
   constexpr int kHeadDimension = ORTFLASH_HEAD_DIMENSION;
   constexpr bool kHalf = std::is_same_v<ORTFLASH_ELEMENT, __half>;
-  if constexpr (kHalf) all.push_back(hopper<Lazy>("lazy rescale"));
   if constexpr (kHeadDimension == 64) {
     all.push_back(hopper<Bias<3, 128>>("bias, 3 warpgroups"));
     all.push_back(hopper<Bias<2, 128>>("bias, 2 warpgroups"));
     if constexpr (kHalf) {
-      all.push_back(hopper<Skipping<3, 128, 2>>("skip, 3 x 128"));
-      all.push_back(hopper<Skipping<3, 128, 2, true, false>>("skip, 3 x 128, no counter"));
-      all.push_back(hopper<Skipping<3, 128, 2, false>>("skip, 3 x 128, no turns"));
-      all.push_back(hopper<Skipping<2, 128, 2>>("skip, 2 x 128"));
-      all.push_back(hopper<Skipping<3, 64, 4>>("skip, 3 x 64"));
+      all.push_back(hopper<Ahead<3, 128, 2, 1>>("keys first"));
+      all.push_back(hopper<Ahead<3, 128, 4, 1>>("4 stages"));
+      all.push_back(hopper<Ahead<3, 128, 4, 2>>("4 stages, 2 items"));
+      all.push_back(hopper<Ahead<3, 128, 4, 2, true>>("4 stages, 2 items, skip"));
+      all.push_back(hopper<Ahead<2, 128, 4, 2>>("2 x 128, 4 stages, 2 items"));
     }
   } else if constexpr (kHeadDimension == 128) {
     all.push_back(hopper<Bias<2, 128>>("bias"));
     if constexpr (kHalf) {
-      all.push_back(hopper<Skipping<2, 128, 2>>("skip, 2 x 128"));
-      all.push_back(hopper<Skipping<2, 176, 2>>("skip, 2 x 176"));
+      all.push_back(hopper<Ahead<2, 176, 2, 1>>("keys first"));
+      all.push_back(hopper<Ahead<2, 128, 2, 2>>("2 x 128, 2 items"));
     }
   } else {
     all.push_back(hopper<Bias<2, 64>>("bias"));
     if constexpr (kHalf) {
-      all.push_back(hopper<Skipping<2, 64, 2>>("skip, 2 x 64"));
-      all.push_back(hopper<Skipping<2, 80, 2>>("skip, 2 x 80"));
-      all.push_back(hopper<Skipping<2, 80, 2, false>>("skip, 2 x 80, no turns"));
+      all.push_back(hopper<Ahead<2, 80, 2, 1>>("keys first"));
+      all.push_back(hopper<Ahead<2, 64, 2, 1>>("2 x 64, keys first"));
+      all.push_back(hopper<Ahead<2, 48, 2, 2>>("2 x 48, 2 items"));
     }
   }
 }
