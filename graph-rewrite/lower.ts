@@ -4,6 +4,7 @@ import { dropUnusedFunctions, FunctionTable } from './functions.js';
 import { Model, type Node } from './graph/graph.js';
 import { DataType, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
 import { BLOCKWISE_OPSET } from './op/body.js';
+import type { BlockSizes } from './op/body-blocks.js';
 import { parseLayout } from './op/layout.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt, type OrtProvider } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
@@ -18,8 +19,11 @@ export type LoweringTarget = 'ort' | 'onnx';
 
 const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 };
 
-/** Scores that a function body for ONNX Runtime holds at a time: 16 MiB of float32. */
-const BLOCK_SCORES = 2 ** 22;
+/**
+ * Blocks of queries for ONNX Runtime's CPU provider. Up to 16 MiB of float32 scores are held whole, which is fastest;
+ * blocks of fewer than 64 queries would double the time of its matrix products.
+ */
+const BLOCKS: BlockSizes = { scores: 2 ** 22, leastQueries: 64 };
 
 /**
  * Replaces the `FlashAttention` nodes of a rewritten model by operators that a runtime without our kernels has, where
@@ -75,7 +79,7 @@ function takeInBlocks(node: Node, facts: LoweringFacts, functions: FunctionTable
   const { elementType, opset, mask, hasPast, hasLengths, hasSink, known } = facts;
   const attributes = readAttributes(node.proto);
   const given = defined({ mask, hasPast, hasLengths, hasSink, known });
-  node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blockScores: BLOCK_SCORES });
+  node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blocks: BLOCKS });
 }
 
 function defined<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {

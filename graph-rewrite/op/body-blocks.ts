@@ -2,11 +2,19 @@
  * The body of `FlashAttention` a block of queries at a time, so that its memory grows with the sequence and not with its
  * square. A runtime's softmax still sees whole rows, so results are those of the plain body.
  */
-import { DataType, GraphProto, TypeProto, ValueInfoProto } from '../onnx/proto.js';
+import { DataType, GraphProto } from '../onnx/proto.js';
 import type { FunctionVariant } from './body.js';
 import type { QueryBlock } from './body-mask.js';
-import { NodeEmitter, once, type Size } from './emit.js';
+import { NodeEmitter, once, type Size, tensorInfo } from './emit.js';
 import type { Axis } from './layout.js';
+
+/** When queries are taken in blocks, and of what size. */
+export interface BlockSizes {
+  /** How many scores may be in memory at a time, batch and heads counted: where there are no more, no blocks are made. */
+  readonly scores: number;
+  /** How many queries a block has nevertheless, if there are so many; 1 or more. */
+  readonly leastQueries: number;
+}
 
 /** What attention is computed of, in the names of a function body. */
 export interface Operands {
@@ -36,17 +44,18 @@ export const BLOCKS_ORDER: readonly Axis[] = ['S', 'B', 'H', 'D'];
  */
 export function emitBlocks(
   e: NodeEmitter,
-  variant: FunctionVariant & { readonly blockScores: number },
+  variant: FunctionVariant,
+  blocks: BlockSizes,
   operands: Operands,
   attend: Attend,
 ): string {
   const queries = operands.queryCount();
-  const { size, count } = blocksOf(e, operands, queries, variant.blockScores);
+  const { size, count } = blocksOf(e, operands, queries, blocks);
   const lastStart = e.op('Sub', [queries, size], { label: 'last_start' });
   const blockRows = once(() => e.countTo(size, 'block_rows'));
   const blockSize = e.unsqueeze(size, [0], 'block_size');
 
-  const inner = new NodeEmitter(variant.opset, 'block/');
+  const inner = new NodeEmitter(variant.opset, `${e.prefix}block/`);
   const [index, going] = [inner.fresh('index'), inner.fresh('going')];
   const start = inner.smaller(inner.op('Mul', [index, size]), lastStart, 'start');
   const block: QueryBlock = {
@@ -58,18 +67,28 @@ export function emitBlocks(
   const query = inner.sliceAt(operands.query, 2, block.start, end, 'query');
   const attended = inner.transpose(attend(inner, variant, { ...operands, query }, block), [2, 0, 1, 3], 'ordered');
   const goesOn = inner.op('Identity', [going], { label: 'goes_on' });
-  const value = (name: string, type: number, shape?: readonly []) =>
-    ValueInfoProto.create({ name, type: tensorType(type, shape) });
   const body = GraphProto.create({
     name: 'block',
     node: inner.nodes,
-    input: [value(index, DataType.INT64, []), value(going, DataType.BOOL, [])],
-    output: [value(goesOn, DataType.BOOL, []), value(attended, variant.elementType)],
+    input: [tensorInfo(index, DataType.INT64, true), tensorInfo(going, DataType.BOOL, true)],
+    output: [tensorInfo(goesOn, DataType.BOOL, true), tensorInfo(attended, variant.elementType)],
   });
-  const blocks = e.op('Loop', [count, ''], { attributes: { body }, label: 'blocks' });
-  const inRow = e.concat([e.ints([-1]), e.sizes(blocks, 2, 5)], 0, 'rows_shape');
-  const rows = e.op('Reshape', [blocks, inRow], { label: 'rows' });
+  // Without an explicit condition, ONNX Runtime 1.29 breaks the Loop where it puts a branch in the place of its If.
+  const results = e.op('Loop', [count, e.scalar('bool', 1)], { attributes: { body }, label: 'blocks' });
+  const inRow = e.concat([e.ints([-1]), e.sizes(results, 2, 5)], 0, 'rows_shape');
+  const rows = e.op('Reshape', [results, inRow], { label: 'rows' });
   return e.op('Gather', [rows, rowsOfQueries(e, queries, size, count)], { attributes: { axis: 0 }, label: 'output' });
+}
+
+/** Whether so few scores are to be computed that they need no blocks. */
+export function areFewScores(
+  e: NodeEmitter,
+  { query, key }: Pick<Operands, 'query' | 'key'>,
+  { scores: most }: BlockSizes,
+): string {
+  const sizes = e.concat([e.sizes(query, 0, 3, 'rows_sizes'), e.sizes(key, 3, 4, 'keys_size')], 0, 'scores_sizes');
+  const scores = e.op('ReduceProd', [sizes], { attributes: { keepdims: 0 }, label: 'scores_count' });
+  return e.op('Less', [scores, e.int(most + 1)], { label: 'are_few' });
 }
 
 /** Where each query's row stands among those of the blocks. */
@@ -81,17 +100,17 @@ function rowsOfQueries(e: NodeEmitter, queries: string, size: string, count: str
   return e.op('Where', [isBefore, all, e.op('Add', [all, twice])], { label: 'query_rows' });
 }
 
-/** How many queries a block has, and how many blocks there are, at least one: of rank 0. */
-function blocksOf(e: NodeEmitter, { query, keyCount }: Operands, queries: string, blockScores: number) {
+/**
+ * How many queries a block has, and how many blocks there are, at least one: of rank 0. All blocks but one never have all
+ * queries: they are one less than are needed with the most queries that a block may have, and have no more than these.
+ */
+function blocksOf(e: NodeEmitter, { query, keyCount }: Operands, queries: string, blocks: BlockSizes) {
   const [batch, heads] = [e.size(query, 0, 'batch'), e.size(query, 1, 'heads')];
   const scores = e.op('Mul', [e.op('Mul', [batch, heads]), keyCount()], { label: 'scores_of_query' });
   const atLeastOne = (x: string, label: string) => e.larger(x, e.int(1), label);
-  const most = atLeastOne(e.op('Div', [e.int(blockScores), atLeastOne(scores, 'scores_of_query')]), 'most_queries');
+  const whole = e.op('Div', [e.int(blocks.scores), atLeastOne(scores, 'scores_of_query')]);
+  const most = e.larger(whole, e.int(blocks.leastQueries), 'most_queries');
   const divideUp = (a: string, b: string) => e.op('Div', [e.op('Add', [a, e.op('Sub', [b, e.int(1)])]), b]);
   const count = atLeastOne(divideUp(queries, most), 'block_count');
   return { size: divideUp(queries, count), count };
-}
-
-function tensorType(elementType: number, shape?: readonly []): TypeProto {
-  return TypeProto.create({ tensor_type: { elem_type: elementType, ...(shape ? { shape: { dim: [] } } : {}) } });
 }

@@ -80,15 +80,16 @@ for (const opset of OPSETS) {
 for (const opset of OPSETS.filter((version) => version >= BLOCKWISE_OPSET)) {
   test.serial(`bodies in opset ${opset} compute the same a block of queries at a time`, async (t) => {
     await fc.assert(
-      fc.asyncProperty(fc.gen(), fc.boolean(), fc.integer({ min: 1, max: 200 }), async (pick, dynamic, blockScores) => {
+      fc.asyncProperty(fc.gen(), fc.boolean(), fc.integer({ min: 1, max: 200 }), async (pick, dynamic, scores) => {
         const drawn = drawProblem(pick, { opset, type: 'float32' });
+        const blocks = { scores, leastQueries: scores % 7 === 0 ? 3 : 1 };
         let found: string | undefined;
         try {
-          found = await runBody({ ...drawn, variant: { ...drawn.variant, blockScores } }, dynamic);
+          found = await runBody({ ...drawn, variant: { ...drawn.variant, blocks } }, dynamic);
         } catch (error) {
           found = (error as Error).message;
         }
-        if (found !== undefined) throw new Error(`${found}\n${describeProblem(drawn)} blockScores ${blockScores}`);
+        if (found !== undefined) throw new Error(`${found}\n${describeProblem(drawn)} ${JSON.stringify(blocks)}`);
       }),
       { numRuns: Number(process.env.ORT_FLASH_PROPERTY_RUNS ?? 25), includeErrorInReport: true },
     );
@@ -154,9 +155,9 @@ test('sequences of length zero pass', async (t) => {
         known: { headDimension: 8, valueDimension: 8 },
       };
       const problem = resolveProblem(attributes, tensors);
-      for (const blocks of [{}, { blockScores: 16 }]) {
-        const found = await runBody({ attributes, tensors, variant: { ...variant, ...blocks }, problem }, true);
-        t.is(found, undefined, `${layout} ${keyHeads} ${isCausal} ${queries} ${keys} ${JSON.stringify(blocks)}`);
+      for (const part of [{}, { blocks: { scores: 16, leastQueries: 1 } }]) {
+        const found = await runBody({ attributes, tensors, variant: { ...variant, ...part }, problem }, true);
+        t.is(found, undefined, `${layout} ${keyHeads} ${isCausal} ${queries} ${keys} ${JSON.stringify(part)}`);
       }
     }
   }
@@ -177,8 +178,9 @@ test('equal variants have one name, and different ones have different names', (t
     { ...plain, mask: { ...mask, kind: 'additive' } },
     { ...plain, hasPast: true },
     { ...plain, hasSink: true },
-    { ...plain, blockScores: 4096 },
-    { ...plain, blockScores: 8192 },
+    { ...plain, blocks: { scores: 4096, leastQueries: 1 } },
+    { ...plain, blocks: { scores: 4096, leastQueries: 2 } },
+    { ...plain, blocks: { scores: 8192, leastQueries: 1 } },
     { ...plain, hasLengths: true },
     { ...plain, elementType: DataType.FLOAT16 },
     { ...plain, known: {} },
@@ -194,7 +196,7 @@ test('what an opset or a variant cannot say is refused', (t) => {
   refuse({ ...plain, opset: 6 }, 'unsupported', /opset 6/);
   refuse({ ...plain, opset: 8, attributes: { ...plain.attributes, isCausal: true } }, 'unsupported', /causality/);
   refuse({ ...plain, opset: 7, hasSink: true }, 'unsupported', /sink/);
-  refuse({ ...plain, opset: 10, blockScores: 4096 }, 'unsupported', /Loop/);
+  refuse({ ...plain, opset: 10, blocks: { scores: 4096, leastQueries: 1 } }, 'unsupported', /Loop/);
   refuse({ ...plain, elementType: DataType.INT64 }, 'invalid-argument', /int64/);
   const slice = { ...plain.attributes, ...layouts('BS(HD@0/768)'), outputLayout: 'BS(HD)' };
   refuse({ ...plain, attributes: slice, known: {} }, 'invalid-argument', /head dimension/);

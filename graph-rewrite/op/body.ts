@@ -8,7 +8,7 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { DataType, FunctionProto, OperatorSetIdProto } from '../onnx/proto.js';
-import { BLOCKS_ORDER, emitBlocks, type Operands } from './body-blocks.js';
+import { areFewScores, BLOCKS_ORDER, type BlockSizes, emitBlocks, type Operands } from './body-blocks.js';
 import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
 import { applyMasks, describeMaskVariant, type MaskVariant, type QueryBlock } from './body-mask.js';
 import {
@@ -39,11 +39,8 @@ export interface FunctionVariant {
   /** Whether nonpad_kv_seqlen is given. */
   readonly hasLengths?: boolean;
   readonly hasSink?: boolean;
-  /**
-   * How many scores may be in memory at a time, batch and heads counted: queries are then taken a block at a time
-   * (body-blocks.ts), one at least. Needs opset 11. Not given, all scores are.
-   */
-  readonly blockScores?: number;
+  /** Given, the queries are taken a block at a time where the scores are many (body-blocks.ts). Needs opset 11. */
+  readonly blocks?: BlockSizes;
   /** Sizes that are the same in every run, where the caller knows them: the body then need not compute them. */
   readonly known?: {
     readonly queryHeads?: number;
@@ -81,7 +78,7 @@ export function overloadName(variant: FunctionVariant): string {
   if (variant.hasPast) parts.push('past');
   if (variant.hasLengths) parts.push('lengths');
   if (variant.hasSink) parts.push('sink');
-  if (variant.blockScores !== undefined) parts.push(`blocks=${variant.blockScores}`);
+  if (variant.blocks) parts.push(`blocks=${variant.blocks.scores},${variant.blocks.leastQueries}`);
   const sizes = [known?.queryHeads, known?.keyHeads, known?.headDimension, known?.valueDimension];
   if (sizes.some((size) => size !== undefined)) parts.push(`sizes=${sizes.map((size) => size ?? '?').join(',')}`);
   return parts.join(' ');
@@ -125,7 +122,7 @@ function functionInputs(variant: FunctionVariant): FlashAttentionInput[] {
   return FLASH_ATTENTION_INPUTS.slice(0, FLASH_ATTENTION_INPUTS.findLastIndex((input) => has[input]) + 1);
 }
 
-function checkVariant({ attributes, opset, hasSink, mask, blockScores }: FunctionVariant): void {
+function checkVariant({ attributes, opset, hasSink, mask, blocks }: FunctionVariant): void {
   const { maskedValue, softcap, maskPeriod } = attributes;
   const need = (holds: boolean, what: string) => {
     if (!holds) throw new OrtFlashError('invalid-argument', `FlashAttention: ${what}`);
@@ -136,7 +133,7 @@ function checkVariant({ attributes, opset, hasSink, mask, blockScores }: Functio
   need(mask === undefined || (mask.rank >= 0 && mask.rank <= 4), `the mask has rank ${mask?.rank}, 4 is the most`);
   const hint = 'convert the model to opset 9 or later';
   if (opset < 7) throw new OrtFlashError('unsupported', `opset ${opset}: operators do not broadcast`, {}, hint);
-  if (opset < BLOCKWISE_OPSET && blockScores !== undefined)
+  if (opset < BLOCKWISE_OPSET && blocks !== undefined)
     throw new OrtFlashError('unsupported', `opset ${opset}: a Loop must carry a value`, {}, 'convert it to opset 11');
   if (opset < 8 && hasSink) throw new OrtFlashError('unsupported', 'a sink in opset 7, which has no Expand', {}, hint);
 }
@@ -160,32 +157,47 @@ function knownSizes({ attributes, known = {} }: FunctionVariant) {
 }
 
 function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
-  const { attributes } = variant;
+  const { blocks, hasPast, elementType } = variant;
   const sizes = knownSizes(variant);
   const tensors = readTensors(e, variant, sizes);
-  const keyTransposed = variant.hasPast ? e.transpose(tensors.key, [0, 1, 3, 2], 'key_transposed') : tensors.key;
-  const isGrouped =
-    sizes.queryHeads === undefined || sizes.keyHeads === undefined || sizes.queryHeads !== sizes.keyHeads;
-  const operands: Operands = {
-    query: tensors.query,
-    key: keyTransposed,
-    value: tensors.value,
-    heads: isGrouped
-      ? {
-          query: sizes.queryHeads ?? e.sizes(tensors.query, 1, 2, 'query_heads'),
-          key: sizes.keyHeads ?? e.sizes(keyTransposed, 1, 2, 'key_heads'),
-        }
-      : undefined,
-    queryCount: once(() => e.size(tensors.query, 2, 'query_count')),
-    keyCount: once(() => e.size(keyTransposed, 3, 'key_count')),
-  };
-  const layout = parseLayout(attributes.outputLayout);
-  if (variant.blockScores === undefined) {
-    finish(e, toLayout(e, attend(e, variant, operands), layout, sizes.output));
+  const key = hasPast ? e.transpose(tensors.key, [0, 1, 3, 2], 'key_transposed') : tensors.key;
+  const operandsIn = (scope: NodeEmitter) => operandsOf(scope, { ...tensors, key }, sizes);
+  const layout = parseLayout(variant.attributes.outputLayout);
+  const whole = (scope: NodeEmitter) =>
+    toLayout(scope, attend(scope, variant, operandsIn(scope)), layout, sizes.output);
+  if (blocks === undefined) {
+    finish(e, whole(e));
     return;
   }
-  const output = emitBlocks(e, { ...variant, blockScores: variant.blockScores }, operands, attend);
-  finish(e, toLayout(e, output, layout, sizes.output, BLOCKS_ORDER));
+  const inBlocks = (scope: NodeEmitter) => {
+    const output = emitBlocks(scope, variant, blocks, operandsIn(scope), attend);
+    return toLayout(scope, output, layout, sizes.output, BLOCKS_ORDER);
+  };
+  const areFew = areFewScores(e, { query: tensors.query, key }, blocks);
+  finish(e, e.choose(areFew, elementType, whole, inBlocks, 'output'));
+}
+
+/** Operands whose sizes, where they are computed, are values of this scope. */
+function operandsOf(
+  e: NodeEmitter,
+  { query, key, value }: Pick<Operands, 'query' | 'key' | 'value'>,
+  sizes: ReturnType<typeof knownSizes>,
+): Operands {
+  const isGrouped =
+    sizes.queryHeads === undefined || sizes.keyHeads === undefined || sizes.queryHeads !== sizes.keyHeads;
+  return {
+    query,
+    key,
+    value,
+    heads: isGrouped
+      ? {
+          query: sizes.queryHeads ?? e.sizes(query, 1, 2, 'query_heads'),
+          key: sizes.keyHeads ?? e.sizes(key, 1, 2, 'key_heads'),
+        }
+      : undefined,
+    queryCount: once(() => e.size(query, 2, 'query_count')),
+    keyCount: once(() => e.size(key, 3, 'key_count')),
+  };
 }
 
 /** The attention of query (B, H, S, D): (B, H, S, Dv). */

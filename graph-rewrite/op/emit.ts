@@ -2,7 +2,16 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { type DataTypeName, dataTypeInfo, dataTypeOf } from '../onnx/data-type.js';
-import { AttributeProto, AttributeType, DataType, GraphProto, NodeProto, TensorProto } from '../onnx/proto.js';
+import {
+  AttributeProto,
+  AttributeType,
+  DataType,
+  GraphProto,
+  NodeProto,
+  TensorProto,
+  TypeProto,
+  ValueInfoProto,
+} from '../onnx/proto.js';
 import { makeTensor } from '../onnx/tensor.js';
 
 /** An integer, integers, a string, a tensor, a graph, or, told apart from an integer, a float. */
@@ -148,6 +157,23 @@ export class NodeEmitter {
     return this.op(type, [x, this.ints(axes)], { attributes, ...named });
   }
 
+  /** What one of two branches computes, of this type; both see all values made before. */
+  choose(
+    condition: string,
+    elementType: number,
+    then: (e: NodeEmitter) => string,
+    otherwise: (e: NodeEmitter) => string,
+    label: string,
+  ): string {
+    const branch = (name: string, emit: (e: NodeEmitter) => string) => {
+      const inner = new NodeEmitter(this.opset, `${this.prefix}${name}/`);
+      const output = [tensorInfo(emit(inner), elementType)];
+      return GraphProto.create({ name, node: inner.nodes, output });
+    };
+    const attributes = { then_branch: branch('then', then), else_branch: branch('else', otherwise) };
+    return this.op('If', [condition], { attributes, label });
+  }
+
   /** The smaller of two integers, one by one; `Min` takes integers since opset 12, `Less` since 9. */
   smaller(a: string, b: string, label: string): string {
     if (this.opset >= 12) return this.op('Min', [a, b], { label });
@@ -239,6 +265,12 @@ export class NodeEmitter {
   softmax(x: string, rank: number): string {
     return this.op('Softmax', [x], { attributes: { axis: rank - 1 } });
   }
+}
+
+/** Describes an input or output of a subgraph: a tensor of any shape, or of rank 0. */
+export function tensorInfo(name: string, elementType: number, isScalar = false): ValueInfoProto {
+  const shape = isScalar ? { shape: { dim: [] } } : {};
+  return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type: { elem_type: elementType, ...shape } }) });
 }
 
 /**
