@@ -97,8 +97,8 @@ std::vector<Column> columns_of(const ortflash::Candidate &c) {
     add(4096, false, 1);
     add(4096, false, 2);
   } else {
-    for (const int tokens : {512, 1024, 2048, 4096}) add(tokens, true, 0);
-    add(1024, false, 0);
+    for (const int tokens : {512, 1024, 2048, 4096, 16384}) add(tokens, true, 0);
+    add(512, false, 0);
     add(4096, false, 0);
   }
   return columns;
