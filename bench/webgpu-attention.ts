@@ -5,8 +5,8 @@
  *     ORT_FLASH_GPU=1 npx tsx bench/webgpu-attention.ts [--variants] [--only TEXT] [--budget SECONDS] [--out FILE] [--json]
  *
  * Without ORT_FLASH_GPU it runs small cases on SwiftShader. `--variants` times what the planner could choose instead,
- * case by case, without ONNX Runtime; `--only` keeps the cases whose name has TEXT in it. Results are written after
- * every case, and a case that fails, or does not fit the budget, costs only itself.
+ * case by case, without ONNX Runtime; `--only` keeps the cases whose name (of variants, name and choice) has every word of
+ * TEXT in it. Results are written after every case, and a case that fails, or does not fit the budget, costs only itself.
  *
  * Our times are GPU time: timestamp queries around many calls in one pass, warmed up, median of three passes. ONNX
  * Runtime's passes cannot be reached: its time is wall-clock time of many runs without waiting in between. On
@@ -203,9 +203,11 @@ if (!flags.variants) {
     say(`ONNX Runtime: ${String(why).split('\n')[0]}`);
   }
 }
-const cases = (flags.variants ? variantsOf(flash.facts) : goalCases(flash.facts)).filter(({ name }) =>
-  name.includes(flags.only ?? ''),
-);
+const wantedWords = (flags.only ?? '').split(' ');
+const cases = (flags.variants ? variantsOf(flash.facts) : goalCases(flash.facts)).filter(({ name, options }) => {
+  const text = flags.variants ? `${name} ${JSON.stringify(options)}` : name;
+  return wantedWords.every((word) => text.includes(word));
+});
 for (const c of cases) {
   try {
     if (isLost) throw new Error('the device is lost');
