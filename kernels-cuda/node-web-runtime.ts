@@ -11,6 +11,7 @@ import {
   type Results,
   WholeSessionHandler,
 } from '../kernels-wgsl/session/handler.js';
+import { giveTensor, mapTensors, takeTensor } from './node-gpu-tensor.js';
 import { readExternalData, readWhole } from './node-options.js';
 import { type FlashMode, prepareModel } from './node-prepare.js';
 import { createTensor, fillTensor } from './node-tensor.js';
@@ -94,7 +95,7 @@ class WasmSessionHandler extends WholeSessionHandler {
   }
 }
 
-/** Keeps Node's event loop turning while a session over Dawn works; see {@link turning}. */
+/** Keeps Node's event loop turning while a session over Dawn works (see {@link turning}), and gives this runtime's tensors. */
 class TurningHandler extends FlashSessionHandler {
   readonly #handler: InferenceSessionHandler;
 
@@ -103,8 +104,9 @@ class TurningHandler extends FlashSessionHandler {
     this.#handler = handler;
   }
 
-  protected override runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions) {
-    return turning(() => this.#handler.run(feeds, fetches, options));
+  protected override async runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions) {
+    const results = await turning(() => this.#handler.run(mapTensors(feeds, takeTensor), fetches, options));
+    return mapTensors(results, giveTensor);
   }
 
   protected override free(): Promise<void> {

@@ -17,7 +17,11 @@ const pastNames = (session: { readonly inputNames: readonly string[] }) =>
   session.inputNames.filter((name) => name.startsWith('past.'));
 
 /** A past of no keys, in CPU memory, as apps begin with. */
-export function emptyPast(ort: Pick<Ort, 'Tensor'>, session: WebSession, batch: number): Tensors {
+export function emptyPast(
+  ort: Pick<Ort, 'Tensor'>,
+  session: Pick<WebSession, 'inputNames' | 'inputMetadata'>,
+  batch: number,
+): Tensors {
   const shapes = new Map(session.inputMetadata.map((input) => [input.name, input.isTensor ? input.shape : []]));
   const entries = pastNames(session).map((name) => {
     const [, heads, , dimension] = shapes.get(name)!;

@@ -1,0 +1,173 @@
+/**
+ * Generation with a key and value cache on WebGPU: tokens a second of a whole decoder behind a past of some length,
+ * batch 1, one token a step, through `ort-flash/web` with caches used in place, through the same with the past copied at
+ * each step (into buffers that the caller gives), and through ONNX Runtime on the untouched model. Same device, same run:
+ *
+ *     npx tsx bench/generation-webgpu.ts --device gpu [--past 1024,4096] [--type float16] [--layers 12] [--json]
+ *
+ * Caches stay on the GPU; each step's hidden states are read back, as an app reads logits. Wall-clock time, the median of
+ * three passes of some steps, after one that does not count. `--device swiftshader` (the default) runs a small model on
+ * the CPU, whose memory is its GPU's.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { arch, cpus, type as system } from 'node:os';
+import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
+import { encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { encodeHalf } from '../graph-rewrite/op/half.js';
+import { buildTransformer } from '../models/builder.js';
+
+const { values: flags } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'swiftshader' },
+    past: { type: 'string' },
+    type: { type: 'string' },
+    layers: { type: 'string' },
+    steps: { type: 'string' },
+    json: { type: 'boolean' },
+  },
+});
+
+const isHardware = flags.device === 'gpu';
+if (!isHardware) {
+  process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
+  // V8 would spend a minute on optimising onnxruntime-web, which gains nothing here.
+  setFlagsFromString('--liftoff-only');
+}
+const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
+await installNodeWebGpu();
+const { env, InferenceSession, Tensor } = await import('../kernels-wgsl/web.js');
+// Its WebAssembly threads are web workers, which Node lacks.
+env.wasm.numThreads = 1;
+env.logLevel = 'error';
+
+type Session = Awaited<ReturnType<typeof InferenceSession.create>>;
+type AnyTensor = InstanceType<typeof Tensor>;
+type Tensors = Record<string, AnyTensor>;
+type Type = 'float16' | 'float32';
+
+const layers = Number(flags.layers ?? (isHardware ? 12 : 2));
+const shape = { layers, ...(isHardware ? { width: 768, heads: 12 } : { width: 256, heads: 4 }) };
+const dimension = shape.width / shape.heads;
+const type = (flags.type ?? (isHardware ? 'float16' : 'float32')) as Type;
+const pasts = (flags.past ?? (isHardware ? '1024,4096,16384' : '2048,4096')).split(',').map(Number);
+const steps = Number(flags.steps ?? (isHardware ? 100 : 6));
+const PASSES = 3;
+
+const caches = Array.from({ length: layers }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat();
+const model = encodeModel(buildTransformer({ style: 'dynamo', ...shape, type, causal: true, cache: true }));
+
+const FORMS = { 'in place': 'on', copied: 'on', 'ONNX Runtime': 'off' } as const;
+type Form = keyof typeof FORMS;
+
+let state = 1;
+function random(): number {
+  state = (Math.imul(state, 1664525) + 1013904223) | 0;
+  return (state >>> 8) / 2 ** 24 - 0.5;
+}
+
+function tensorOf(dims: readonly number[]): AnyTensor {
+  const floats = Float32Array.from({ length: dims.reduce((a, b) => a * b, 1) }, random);
+  const data = type === 'float16' ? encodeHalf(floats, 'float16') : floats;
+  return new Tensor(type, data as Float32Array, dims);
+}
+
+/** Tensors for the present keys and values, in one of two sets of buffers: the other has the past. */
+class GivenOutputs {
+  readonly #buffers: readonly (readonly GPUBuffer[])[];
+
+  constructor(device: GPUDevice, positions: number) {
+    const size = shape.heads * positions * dimension * (type === 'float16' ? 2 : 4);
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    this.#buffers = [0, 1].map(() => caches.map(() => device.createBuffer({ size, usage })));
+  }
+
+  for(step: number, positions: number): Record<string, AnyTensor | null> {
+    const buffers = this.#buffers[step % 2]!;
+    const dims = [1, shape.heads, positions, dimension];
+    const given = caches.map((name, i) => [
+      `present.${name}`,
+      Tensor.fromGpuBuffer(buffers[i]!, { dataType: type, dims }),
+    ]);
+    return { last_hidden_state: null, ...Object.fromEntries(given) };
+  }
+
+  destroy(): void {
+    for (const buffer of this.#buffers.flat()) buffer.destroy();
+  }
+}
+
+/** Milliseconds a step: a past is given, then a token a step is added to it. */
+async function measure(form: Form, past: number): Promise<number> {
+  const session: Session = await InferenceSession.create(model, {
+    flash: FORMS[form],
+    executionProviders: ['webgpu'],
+    preferredOutputLocation: Object.fromEntries(caches.map((name) => [`present.${name}`, 'gpu-buffer' as const])),
+    logSeverityLevel: 4,
+  });
+  const device = (await env.webgpu.device) as GPUDevice;
+  const given = form === 'copied' ? new GivenOutputs(device, past + (PASSES + 1) * steps) : undefined;
+  state = 1;
+  let held: Tensors = Object.fromEntries(
+    caches.map((name) => [`past.${name}`, tensorOf([1, shape.heads, past, dimension])]),
+  );
+  let length = past;
+  const step = async () => {
+    const feeds = { hidden_states: tensorOf([1, 1, shape.width]), ...held };
+    const fetches = given?.for(length, length + 1);
+    const results = (await (fetches ? session.run(feeds, fetches) : session.run(feeds))) as Tensors;
+    for (const tensor of Object.values(held)) tensor.dispose();
+    held = Object.fromEntries(caches.map((name) => [`past.${name}`, results[`present.${name}`]!]));
+    length++;
+  };
+  const pass = async () => {
+    const start = performance.now();
+    for (let i = 0; i < steps; i++) await step();
+    return (performance.now() - start) / steps;
+  };
+  try {
+    await pass();
+    const times: number[] = [];
+    for (let i = 0; i < PASSES; i++) times.push(await pass());
+    return times.sort((a, b) => a - b)[Math.floor(PASSES / 2)]!;
+  } finally {
+    for (const tensor of Object.values(held)) tensor.dispose();
+    given?.destroy();
+    await session.release();
+  }
+}
+
+// Node ends where nothing but promises of the GPU is pending.
+const alive = setInterval(() => {}, 1000);
+const rows: { past: number; milliseconds: Record<string, number> }[] = [];
+for (const past of pasts) {
+  const milliseconds: Record<string, number> = {};
+  for (const form of Object.keys(FORMS) as Form[]) {
+    if (process.stderr.isTTY) process.stderr.write(`${past} past tokens, ${form}\n`);
+    milliseconds[form] = await measure(form, past);
+  }
+  rows.push({ past, milliseconds });
+}
+clearInterval(alive);
+const { info } = (await navigator.gpu.requestAdapter())!;
+const report = {
+  date: new Date().toISOString(),
+  command: `npx tsx bench/generation-webgpu.ts ${process.argv.slice(2).join(' ')}`.trim(),
+  machine: { system: system(), arch: arch(), cpu: cpus()[0]?.model, adapter: info.description, vendor: info.vendor },
+  versions: { node: process.version, 'onnxruntime-web': env.versions.web, 'onnxruntime-common': env.versions.common },
+  model: { ...shape, type, batch: 1 },
+  steps,
+  rows,
+};
+mkdirSync('bench/results', { recursive: true });
+const file = `bench/results/generation-webgpu-${isHardware ? 'gpu' : 'swiftshader'}.json`;
+writeFileSync(file, `${JSON.stringify(report, null, 1)}\n`);
+if (flags.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+else {
+  const line = (cells: readonly string[]) => process.stdout.write(`${cells.map((c) => c.padStart(16)).join('')}\n`);
+  process.stdout.write(`${layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`);
+  line(['tokens/s at past', ...Object.keys(FORMS)]);
+  for (const { past, milliseconds } of rows)
+    line([`${past}`, ...Object.values(milliseconds).map((ms) => (1000 / ms).toFixed(1))]);
+}
+process.exit(0);
