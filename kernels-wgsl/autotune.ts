@@ -5,7 +5,7 @@ import type { PlanOptions } from './plan.js';
 import { isDecode } from './plan-decode.js';
 import { matrixCandidates } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
-import { rowCandidates } from './plan-rows.js';
+import { type RowTiles, rowCandidates } from './plan-rows.js';
 import { prefillCandidates, untriedTiles } from './tiles.js';
 
 /** What was measured to be best, by kind of problem; plain JSON, to be stored and given to `FlashAttention.create`. */
@@ -57,11 +57,22 @@ export function tuningCandidates(
       return seen.get(shape)! <= 3;
     })
     .slice(0, facts.isSoftware ? 4 : 12);
-  const rows = facts.isSoftware ? [] : rowCandidates(head, facts);
   return [
-    ...rows.map((rowTiles) => ({ rowTiles })),
+    ...(facts.isSoftware ? [] : rowChoices(problem, rowCandidates(head, facts))),
     ...[...known, ...untried].map((prefillTiles) => ({ prefillTiles })),
   ];
+}
+
+/** Workgroups of 128 threads that a large GPU has room for. */
+const WORKGROUPS = 264;
+
+/** Rows in registers; with the keys split, too, where there are few queries for a large GPU. */
+function rowChoices(problem: AttentionProblem, candidates: readonly RowTiles[]): PlanOptions[] {
+  const rows = problem.batch * problem.queryHeads * problem.queries;
+  return candidates.flatMap((rowTiles, i) => {
+    const isFew = i === 0 && (rows * rowTiles.lanes) / rowTiles.rows < 128 * WORKGROUPS;
+    return [{ rowTiles }, ...(isFew ? [2, 4].map((splits) => ({ rowTiles, splits })) : [])];
+  });
 }
 
 /** Milliseconds of work after which a measurement counts. */
