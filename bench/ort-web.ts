@@ -5,16 +5,8 @@ import { pathToFileURL } from 'node:url';
 import Long from 'long';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { encodeModel } from '../graph-rewrite/onnx/codec.js';
-import {
-  AttributeProto,
-  GraphProto,
-  ModelProto,
-  NodeProto,
-  OperatorSetIdProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../graph-rewrite/onnx/proto.js';
+import { opsetImports, tensorInfo } from '../graph-rewrite/onnx/make.js';
+import { AttributeProto, GraphProto, ModelProto, NodeProto } from '../graph-rewrite/onnx/proto.js';
 
 /** The part of onnxruntime-web that is used here. */
 export interface OrtWeb {
@@ -126,33 +118,15 @@ function decomposed({ type, heads, dimension, tokens }: AttentionShape): Uint8Ar
 }
 
 function build(nodes: NodeProto[], type: AttentionShape['type'], dims: number[]): Uint8Array {
-  const elem_type = type === 'float16' ? 10 : 1;
-  const value = (name: string, shape?: number[]) =>
-    ValueInfoProto.create({
-      name,
-      type: TypeProto.create({
-        tensor_type: TypeProto.Tensor.create({
-          elem_type,
-          ...(shape && {
-            shape: TensorShapeProto.create({
-              dim: shape.map((size) => TensorShapeProto.Dimension.create({ dim_value: Long.fromNumber(size) })),
-            }),
-          }),
-        }),
-      }),
-    });
   return encodeModel(
     ModelProto.create({
       ir_version: Long.fromNumber(10),
-      opset_import: [
-        OperatorSetIdProto.create({ domain: '', version: Long.fromNumber(17) }),
-        OperatorSetIdProto.create({ domain: 'com.microsoft', version: Long.fromNumber(1) }),
-      ],
+      opset_import: opsetImports({ '': 17, 'com.microsoft': 1 }),
       graph: GraphProto.create({
         name: 'attention',
         node: nodes,
-        input: ['Q', 'K', 'V'].map((name) => value(name, dims)),
-        output: [value('Y')],
+        input: ['Q', 'K', 'V'].map((name) => tensorInfo(name, type, dims)),
+        output: [tensorInfo('Y', type)],
       }),
     }),
   );

@@ -5,17 +5,14 @@ import { join } from 'node:path';
 import test from 'ava';
 import Long from 'long';
 import { decodeModel, encodeModel, encodeTensor } from '../graph-rewrite/onnx/codec.js';
+import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
+import { opsetImports, tensorInfo } from '../graph-rewrite/onnx/make.js';
 import {
-  DataType,
   GraphProto,
   type ModelProto,
   ModelProto as ModelType,
   type NodeProto,
   NodeProto as NodeType,
-  OperatorSetIdProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
 } from '../graph-rewrite/onnx/proto.js';
 import { makeTensor, tensorNumbers } from '../graph-rewrite/onnx/tensor.js';
 import { allModels, bundledModel } from '../models/corpus.js';
@@ -120,11 +117,7 @@ test('a model that does not load, or lacks an output, does not pass', async (t) 
 
 /** softmax(x + (mask ? 0 : −∞)), and with `zeros` 0 in place of NaN. */
 function maskedSoftmax(zeros: boolean): Uint8Array {
-  const value = (name: string, elem_type: number) => {
-    const dim = ['batch', 'seq'].map((dim_param) => TensorShapeProto.Dimension.create({ dim_param }));
-    const tensor_type = TypeProto.Tensor.create({ elem_type, shape: TensorShapeProto.create({ dim }) });
-    return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type }) });
-  };
+  const value = (name: string, type: DataTypeName) => tensorInfo(name, type, ['batch', 'seq']);
   const nodes = [
     node('Where', ['mask', 'zero', 'minus'], ['added']),
     node('Add', ['x', 'added'], ['scores']),
@@ -134,14 +127,14 @@ function maskedSoftmax(zeros: boolean): Uint8Array {
   const graph = GraphProto.create({
     name: 'masked softmax',
     node: nodes,
-    input: [value('x', DataType.FLOAT), value('mask', DataType.BOOL)],
-    output: [value('y', DataType.FLOAT)],
+    input: [value('x', 'float32'), value('mask', 'bool')],
+    output: [value('y', 'float32')],
     initializer: [
       makeTensor('zero', 'float32', [], [0]),
       makeTensor('minus', 'float32', [], [Number.NEGATIVE_INFINITY]),
     ],
   });
-  const opset_import = [OperatorSetIdProto.create({ domain: '', version: Long.fromNumber(17) })];
+  const opset_import = opsetImports({ '': 17 });
   return encodeModel(ModelType.create({ ir_version: Long.fromNumber(8), opset_import, graph }));
 }
 

@@ -1,8 +1,8 @@
-import Long from 'long';
 import { OrtFlashError } from './errors.js';
 import { dropUnusedFunctions, FunctionTable } from './functions.js';
 import { Model, type Node } from './graph/graph.js';
-import { DataType, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
+import { opsetImports } from './onnx/make.js';
+import { DataType, type ModelProto } from './onnx/proto.js';
 import { BLOCKWISE_OPSET } from './op/body.js';
 import type { BlockSizes } from './op/body-blocks.js';
 import { parseLayout } from './op/layout.js';
@@ -154,6 +154,5 @@ function constants<K extends string>(sizes: Record<K, Expression | undefined>): 
 
 function importDomain(model: ModelProto, domain: string): void {
   if (domain === '' || model.opset_import.some((o) => o.domain === domain)) return;
-  const version = Long.fromNumber(OPSET_OF_DOMAIN[domain] ?? 1);
-  model.opset_import.push(new OperatorSetIdProto({ domain, version }));
+  model.opset_import.push(...opsetImports({ [domain]: OPSET_OF_DOMAIN[domain] ?? 1 }));
 }

@@ -4,16 +4,8 @@ import Long from 'long';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
-import {
-  type FunctionProto,
-  GraphProto,
-  ModelProto,
-  type NodeProto,
-  OperatorSetIdProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../graph-rewrite/onnx/proto.js';
+import { opsetImports, tensorInfo } from '../graph-rewrite/onnx/make.js';
+import { type FunctionProto, GraphProto, ModelProto, type NodeProto } from '../graph-rewrite/onnx/proto.js';
 import type { FunctionVariant } from '../graph-rewrite/op/body.js';
 import type { MaskVariant } from '../graph-rewrite/op/body-mask.js';
 import {
@@ -267,42 +259,21 @@ export interface ModelParts {
 
 /** A model of these parts. With `dynamic`, only the ranks of its inputs are declared, and no size. */
 export function buildModel(parts: ModelParts, dynamic = false): Uint8Array {
-  const valueInfo = (name: string, type: ProblemType | 'int32', shape?: readonly number[]) =>
-    ValueInfoProto.create({
-      name,
-      type: TypeProto.create({
-        tensor_type: TypeProto.Tensor.create({
-          elem_type: dataTypeOf(type),
-          ...(shape === undefined
-            ? {}
-            : {
-                shape: TensorShapeProto.create({
-                  dim: shape.map((size, i) =>
-                    TensorShapeProto.Dimension.create(
-                      dynamic ? { dim_param: `${name}_${i}` } : { dim_value: Long.fromNumber(size) },
-                    ),
-                  ),
-                }),
-              }),
-        }),
-      }),
-    });
-  const imports = [
-    ['', parts.opset] as const,
-    ...(parts.domains ?? ['ortflash']).map((domain) => [domain, 1] as const),
-  ];
+  const { nodes, functions = [], inputs, outputs, opset, domains = ['ortflash'] } = parts;
+  const input = Object.entries(inputs).map(([name, { type, shape }]) =>
+    tensorInfo(name, type, dynamic ? shape.map((_, i) => `${name}_${i}`) : shape),
+  );
+  const versions = { '': opset, ...Object.fromEntries(domains.map((domain) => [domain, 1])) };
   return encodeModel(
     ModelProto.create({
       ir_version: Long.fromNumber(10),
-      opset_import: imports.map(([domain, version]) =>
-        OperatorSetIdProto.create({ domain, version: Long.fromNumber(version) }),
-      ),
-      functions: [...(parts.functions ?? [])],
+      opset_import: opsetImports(versions),
+      functions: [...functions],
       graph: GraphProto.create({
         name: 'test',
-        node: [...parts.nodes],
-        input: Object.entries(parts.inputs).map(([name, { type, shape }]) => valueInfo(name, type, shape)),
-        output: Object.entries(parts.outputs).map(([name, type]) => valueInfo(name, type)),
+        node: [...nodes],
+        input,
+        output: Object.entries(outputs).map(([name, type]) => tensorInfo(name, type)),
       }),
     }),
   );

@@ -1,16 +1,9 @@
 /** One attention as a model of its own, in each form that models have it and each way to carry it out. */
 import Long from 'long';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
-import { type DataTypeName, dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
-import {
-  DataType,
-  GraphProto,
-  ModelProto,
-  OperatorSetIdProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../../graph-rewrite/onnx/proto.js';
+import type { DataTypeName } from '../../graph-rewrite/onnx/data-type.js';
+import { opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
+import { DataType, GraphProto, ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { type FunctionVariant, functionFor, overloadName } from '../../graph-rewrite/op/body.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from '../../graph-rewrite/op/definition.js';
 import { NodeEmitter } from '../../graph-rewrite/op/emit.js';
@@ -32,6 +25,8 @@ type MaskShape = 'keys' | 'queries×keys';
 
 export interface Form {
   readonly name: string;
+  /** 18 where it is not given. */
+  readonly opset?: number;
   readonly attributes?: Partial<FlashAttentionAttributes>;
   /** Key heads as a share of the query heads. */
   readonly keyShare?: number;
@@ -40,8 +35,9 @@ export interface Form {
   readonly operator?: (e: NodeEmitter, sizes: Sizes, keyHeads: number) => void;
 }
 
-const OPSET = 18;
 const MICROSOFT = 'com.microsoft';
+
+const opsetOf = ({ opset = 18 }: Form) => opset;
 
 function multiHead(rest: (e: NodeEmitter) => readonly string[] = () => [], attributes: Record<string, number> = {}) {
   return (e: NodeEmitter, { heads }: Sizes) =>
@@ -79,6 +75,12 @@ const padding = (e: NodeEmitter) => e.cast(e.squeeze('mask', [1, 2]), DataType.I
 export const FORMS: readonly Form[] = [
   { name: 'plain', operator: multiHead() },
   { name: 'key padding', mask: { kind: 'boolean', shape: 'keys' }, operator: multiHead((e) => ['', padding(e)]) },
+  {
+    name: 'key padding, opset 11',
+    opset: 11,
+    mask: { kind: 'boolean', shape: 'keys' },
+    operator: multiHead((e) => ['', padding(e)]),
+  },
   {
     name: 'boolean mask',
     mask: { kind: 'boolean', shape: 'queries×keys' },
@@ -131,9 +133,9 @@ export function makeForm(form: Form, way: Way, sizes: Sizes): Uint8Array | undef
   const keyHeads = sizes.heads * (form.keyShare ?? 1);
   if (way === 'operator') {
     if (form.operator === undefined) return undefined;
-    const e = new NodeEmitter(OPSET);
+    const e = new NodeEmitter(opsetOf(form));
     form.operator(e, sizes, keyHeads);
-    return encodeModel(modelOf(form, sizes, { node: e.nodes, domains: [MICROSOFT] }));
+    return encodeModel(modelOf(form, sizes, { node: e.nodes, domain: MICROSOFT }));
   }
   const model = decomposed(form, sizes, keyHeads);
   if (way === 'target-ort') rewriteModel(model, { target: 'ort' });
@@ -155,7 +157,7 @@ function decomposed(form: Form, sizes: Sizes, keyHeads: number): ModelProto {
   const variant: FunctionVariant = {
     attributes,
     elementType: DataType.FLOAT,
-    opset: OPSET,
+    opset: opsetOf(form),
     known: { headDimension: sizes.dimension, valueDimension: sizes.dimension },
     ...(form.mask === undefined
       ? {}
@@ -168,45 +170,26 @@ function decomposed(form: Form, sizes: Sizes, keyHeads: number): ModelProto {
     name: 'attention',
     overload: overloadName(variant),
   });
-  return modelOf(form, sizes, { node: [node], functions: [functionFor(variant)], domains: ['ortflash'] });
+  return modelOf(form, sizes, { node: [node], functions: [functionFor(variant)], domain: 'ortflash' });
 }
 
-interface Parts extends Pick<ModelProto, never> {
+interface Parts {
   readonly node: GraphProto['node'];
   readonly functions?: ModelProto['functions'];
-  readonly domains: readonly string[];
+  readonly domain: string;
 }
 
 /** The graph around; batch and tokens are symbolic, as exporters leave them. */
-function modelOf(form: Form, sizes: Sizes, { node, functions = [], domains }: Parts): ModelProto {
-  const value = (name: string, type: DataTypeName, shape: readonly (number | string)[]) => {
-    const dim = shape.map((size) =>
-      TensorShapeProto.Dimension.create(
-        typeof size === 'number' ? { dim_value: Long.fromNumber(size) } : { dim_param: size },
-      ),
-    );
-    const tensor = TypeProto.Tensor.create({ elem_type: dataTypeOf(type), shape: TensorShapeProto.create({ dim }) });
-    return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type: tensor }) });
-  };
-  const input = Object.entries(inputsOf(form, sizes)).map(([name, { type, shape }]) =>
-    value(
-      name,
-      type,
-      shape.map((size, axis) => (axis === 0 ? 'batch' : size === sizes.tokens ? 'tokens' : size)),
-    ),
-  );
-  const width = sizes.heads * sizes.dimension;
+function modelOf(form: Form, sizes: Sizes, { node, functions = [], domain }: Parts): ModelProto {
+  const input = Object.entries(inputsOf(form, sizes)).map(([name, { type, shape }]) => {
+    const named = shape.map((size, axis) => (axis === 0 ? 'batch' : size === sizes.tokens ? 'tokens' : size));
+    return tensorInfo(name, type, named);
+  });
+  const output = [tensorInfo('Y', 'float32', ['batch', 'tokens', sizes.heads * sizes.dimension])];
   return ModelProto.create({
     ir_version: Long.fromNumber(10),
-    opset_import: [['', OPSET] as const, ...domains.map((domain) => [domain, 1] as const)].map(([domain, version]) =>
-      OperatorSetIdProto.create({ domain, version: Long.fromNumber(version) }),
-    ),
+    opset_import: opsetImports({ '': opsetOf(form), [domain]: 1 }),
     functions,
-    graph: GraphProto.create({
-      name: form.name,
-      node,
-      input,
-      output: [value('Y', 'float32', ['batch', 'tokens', width])],
-    }),
+    graph: GraphProto.create({ name: form.name, node, input, output }),
   });
 }

@@ -2,10 +2,11 @@
  * The body of `FlashAttention` a block of queries at a time, so that its memory grows with the sequence and not with its
  * square. A runtime's softmax still sees whole rows, so results are those of the plain body.
  */
+import { tensorInfo } from '../onnx/make.js';
 import { DataType, GraphProto } from '../onnx/proto.js';
 import type { FunctionVariant } from './body.js';
 import type { QueryBlock } from './body-mask.js';
-import { NodeEmitter, once, type Size, tensorInfo } from './emit.js';
+import { NodeEmitter, once, type Size } from './emit.js';
 import type { Axis } from './layout.js';
 
 /** When queries are taken in blocks, and of what size. */
@@ -70,8 +71,8 @@ export function emitBlocks(
   const body = GraphProto.create({
     name: 'block',
     node: inner.nodes,
-    input: [tensorInfo(index, DataType.INT64, true), tensorInfo(going, DataType.BOOL, true)],
-    output: [tensorInfo(goesOn, DataType.BOOL, true), tensorInfo(attended, variant.elementType)],
+    input: [tensorInfo(index, DataType.INT64, []), tensorInfo(going, DataType.BOOL, [])],
+    output: [tensorInfo(goesOn, DataType.BOOL, []), tensorInfo(attended, variant.elementType)],
   });
   // Without an explicit condition, ONNX Runtime 1.29 breaks the Loop where it puts a branch in the place of its If.
   const results = e.op('Loop', [count, e.scalar('bool', 1)], { attributes: { body }, label: 'blocks' });

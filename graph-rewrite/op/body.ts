@@ -5,9 +5,9 @@
  * holds only what its variant needs, so that a plain attention is what a careful exporter would have written.
  */
 
-import Long from 'long';
 import { OrtFlashError } from '../errors.js';
-import { DataType, FunctionProto, OperatorSetIdProto } from '../onnx/proto.js';
+import { opsetImports } from '../onnx/make.js';
+import { DataType, FunctionProto } from '../onnx/proto.js';
 import { areFewScores, BLOCKS_ORDER, type BlockSizes, emitBlocks, type Operands } from './body-blocks.js';
 import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
 import { applyMasks, describeMaskVariant, type MaskVariant, type QueryBlock } from './body-mask.js';
@@ -104,7 +104,7 @@ export function functionFor(variant: FunctionVariant): FunctionProto {
     output: outputs,
     attribute_proto: writeAttributes(variant.attributes),
     node: e.nodes,
-    opset_import: [OperatorSetIdProto.create({ domain: '', version: Long.fromNumber(variant.opset) })],
+    opset_import: opsetImports({ '': variant.opset }),
   });
 }
 

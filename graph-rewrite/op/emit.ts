@@ -2,16 +2,8 @@
 import Long from 'long';
 import { OrtFlashError } from '../errors.js';
 import { type DataTypeName, dataTypeInfo, dataTypeOf } from '../onnx/data-type.js';
-import {
-  AttributeProto,
-  AttributeType,
-  DataType,
-  GraphProto,
-  NodeProto,
-  TensorProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../onnx/proto.js';
+import { tensorInfo } from '../onnx/make.js';
+import { AttributeProto, AttributeType, DataType, GraphProto, NodeProto, TensorProto } from '../onnx/proto.js';
 import { makeTensor } from '../onnx/tensor.js';
 
 /** An integer, integers, a string, a tensor, a graph, or, told apart from an integer, a float. */
@@ -265,12 +257,6 @@ export class NodeEmitter {
   softmax(x: string, rank: number): string {
     return this.op('Softmax', [x], { attributes: { axis: rank - 1 } });
   }
-}
-
-/** Describes an input or output of a subgraph: a tensor of any shape, or of rank 0. */
-export function tensorInfo(name: string, elementType: number, isScalar = false): ValueInfoProto {
-  const shape = isScalar ? { shape: { dim: [] } } : {};
-  return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type: { elem_type: elementType, ...shape } }) });
 }
 
 /**

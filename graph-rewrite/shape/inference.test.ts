@@ -7,19 +7,11 @@ import { MUTATIONS, mutate } from '../../test/mutations.js';
 import { OrtFlashError } from '../errors.js';
 import { Model } from '../graph/graph.js';
 import { decodeModel } from '../onnx/codec.js';
+import { tensorInfo } from '../onnx/make.js';
 import { FunctionProto, OperatorSetIdProto } from '../onnx/proto.js';
 import { makeTensor } from '../onnx/tensor.js';
 import { Inference, type ValueFacts } from './inference.js';
-import {
-  type GraphText,
-  graphProto,
-  info,
-  ints,
-  model,
-  modelProto,
-  type NodeText,
-  nodeProto,
-} from './testing/build.js';
+import { type GraphText, graphProto, ints, model, modelProto, type NodeText, nodeProto } from './testing/build.js';
 
 const node = (op: string, inputs: string[], outputs: string[], attributes: NodeText['attributes'] = {}): NodeText => ({
   op,
@@ -480,7 +472,7 @@ test('damaged models are inferred without an exception', (t) => {
 
 test('absurd dimensions are survived', (t) => {
   const built = modelProto({ inputs: hidden, nodes: [node('Shape', ['x'], ['y'])], outputs: ['y'] }, 17);
-  const dims = info('', 'float32', [0, 0, 0]).type!.tensor_type!.shape!;
+  const dims = tensorInfo('', 'float32', [0, 0, 0]).type!.tensor_type!.shape!;
   dims.dim[0]!.dim_value = Long.fromNumber(-5);
   dims.dim[1]!.dim_value = Long.MAX_VALUE;
   dims.dim[2]!.dim_value = Long.MIN_VALUE;

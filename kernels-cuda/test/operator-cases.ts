@@ -3,14 +3,8 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import Long from 'long';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
-import {
-  GraphProto,
-  ModelProto,
-  OperatorSetIdProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
-} from '../../graph-rewrite/onnx/proto.js';
+import { opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
+import { GraphProto, ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import {
   DEFAULT_ATTRIBUTES,
   FLASH_ATTENTION_INPUTS,
@@ -117,15 +111,6 @@ function randomCase(random: Random, type: CaseType) {
   return { attributes, inputs: inputs as typeof inputs & Record<'Q' | 'K' | 'V', CaseTensor> };
 }
 
-function valueInfo(name: string, type: ProblemType, shape: readonly number[]): ValueInfoProto {
-  const dim = shape.map((n) => TensorShapeProto.Dimension.create({ dim_value: Long.fromNumber(n) }));
-  const tensor = TypeProto.Tensor.create({
-    elem_type: ONNX_TYPE[type as keyof typeof ONNX_TYPE],
-    shape: TensorShapeProto.create({ dim }),
-  });
-  return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type: tensor }) });
-}
-
 /** Writes one random model with its inputs and expected outputs as a folder that test/session.cpp runs. */
 export function writeRandomCase(random: Random, type: CaseType, folder: string): void {
   const { attributes, inputs } = randomCase(random, type);
@@ -142,8 +127,8 @@ export function writeRandomCase(random: Random, type: CaseType, folder: string):
   const named = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, name]));
   const graph = GraphProto.create({
     name: 'test',
-    input: given.map((name) => valueInfo(name, inputs[name]!.type, inputs[name]!.shape)),
-    output: made.map((name) => valueInfo(name, type, outputs[name].shape!)),
+    input: given.map((name) => tensorInfo(name, inputs[name]!.type, inputs[name]!.shape)),
+    output: made.map((name) => tensorInfo(name, type, outputs[name].shape!)),
     node: [
       flashAttentionNode({
         attributes,
@@ -152,10 +137,7 @@ export function writeRandomCase(random: Random, type: CaseType, folder: string):
       }),
     ],
   });
-  const opsets = { '': 21, ortflash: 1 };
-  const opset_import = Object.entries(opsets).map(([domain, version]) =>
-    OperatorSetIdProto.create({ domain, version: Long.fromNumber(version) }),
-  );
+  const opset_import = opsetImports({ '': 21, ortflash: 1 });
   mkdirSync(folder, { recursive: true });
   writeFileSync(
     join(folder, 'model.onnx'),

@@ -1,17 +1,14 @@
 import Long from 'long';
 import type { DataTypeName } from '../../graph-rewrite/onnx/data-type.js';
-import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
+import { opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
 import {
   AttributeProto,
   AttributeType,
   GraphProto,
   ModelProto,
   NodeProto,
-  OperatorSetIdProto,
   TensorProto,
-  TensorShapeProto,
-  TypeProto,
-  ValueInfoProto,
+  type ValueInfoProto,
 } from '../../graph-rewrite/onnx/proto.js';
 import { makeTensor } from '../../graph-rewrite/onnx/tensor.js';
 
@@ -40,12 +37,12 @@ export class GraphBuilder {
   }
 
   input(name: string, type: DataTypeName, shape: readonly (string | number)[]): string {
-    this.inputs.push(valueInfo(name, type, shape));
+    this.inputs.push(tensorInfo(name, type, shape));
     return name;
   }
 
   output(name: string, type: DataTypeName, shape: readonly (string | number)[]): void {
-    this.outputs.push(valueInfo(name, type, shape));
+    this.outputs.push(tensorInfo(name, type, shape));
   }
 
   /** Adds a weight and returns its name. */
@@ -112,7 +109,7 @@ export class GraphBuilder {
     return ModelProto.create({
       ir_version: Long.fromInt(irVersion),
       producer_name: producer,
-      opset_import: [OperatorSetIdProto.create({ domain: '', version: Long.fromInt(opset) })],
+      opset_import: opsetImports({ '': opset }),
       graph,
     });
   }
@@ -133,14 +130,4 @@ function attribute(name: string, value: AttributeValue): AttributeProto {
   }
   if (FLOAT_ATTRIBUTES.has(name)) return AttributeProto.create({ name, type: AttributeType.FLOAT, f: value });
   return AttributeProto.create({ name, type: AttributeType.INT, i: Long.fromNumber(value) });
-}
-
-function valueInfo(name: string, type: DataTypeName, shape: readonly (string | number)[]): ValueInfoProto {
-  const dim = shape.map((extent) =>
-    typeof extent === 'string'
-      ? TensorShapeProto.Dimension.create({ dim_param: extent })
-      : TensorShapeProto.Dimension.create({ dim_value: Long.fromNumber(extent) }),
-  );
-  const tensor_type = TypeProto.Tensor.create({ elem_type: dataTypeOf(type), shape: TensorShapeProto.create({ dim }) });
-  return ValueInfoProto.create({ name, type: TypeProto.create({ tensor_type }) });
 }

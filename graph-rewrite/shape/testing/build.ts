@@ -1,16 +1,15 @@
 /** For tests: small models from short descriptions. */
 import Long from 'long';
 import { Model } from '../../graph/graph.js';
-import { type DataTypeName, dataTypeOf } from '../../onnx/data-type.js';
+import type { DataTypeName } from '../../onnx/data-type.js';
+import { type Dimension, opsetImports, tensorInfo } from '../../onnx/make.js';
 import {
   AttributeProto,
   AttributeType,
   GraphProto,
   ModelProto,
   NodeProto,
-  OperatorSetIdProto,
   type TensorProto,
-  TypeProto,
   ValueInfoProto,
 } from '../../onnx/proto.js';
 import { makeTensor } from '../../onnx/tensor.js';
@@ -26,9 +25,6 @@ export interface NodeText {
   readonly attributes?: Readonly<Record<string, Attribute>>;
 }
 
-/** Sizes are numbers, names, or null where the file says nothing. */
-export type Dimension = number | string | null;
-
 export interface GraphText {
   readonly inputs?: Readonly<Record<string, readonly [DataTypeName, readonly Dimension[] | undefined]>>;
   readonly constants?: readonly TensorProto[];
@@ -41,21 +37,9 @@ export function ints(name: string, values: readonly number[], shape: readonly nu
   return makeTensor(name, 'int64', shape, values);
 }
 
-export function info(name: string, type: DataTypeName, shape: readonly Dimension[] | undefined): ValueInfoProto {
-  const dim = shape?.map((size) =>
-    typeof size === 'number' ? { dim_value: Long.fromNumber(size) } : size === null ? {} : { dim_param: size },
-  );
-  return ValueInfoProto.create({
-    name,
-    type: TypeProto.create({
-      tensor_type: { elem_type: dataTypeOf(type), ...(dim ? { shape: { dim } } : {}) },
-    } as never),
-  });
-}
-
 export function graphProto(text: GraphText): GraphProto {
   const infos = (all: GraphText['inputs'] = {}) =>
-    Object.entries(all).map(([name, [type, shape]]) => info(name, type, shape));
+    Object.entries(all).map(([name, [type, shape]]) => tensorInfo(name, type, shape));
   return GraphProto.create({
     name: 'graph',
     input: infos(text.inputs),
@@ -88,10 +72,9 @@ function attributeProto(name: string, value: Attribute): AttributeProto {
 }
 
 export function modelProto(text: GraphText, opset: number): ModelProto {
-  const version = (domain: string, v: number) => OperatorSetIdProto.create({ domain, version: Long.fromNumber(v) });
   return ModelProto.create({
     ir_version: Long.fromNumber(opset >= 23 ? 11 : 8),
-    opset_import: [version('', opset), version('com.microsoft', 1)],
+    opset_import: opsetImports({ '': opset, 'com.microsoft': 1 }),
     graph: graphProto(text),
   });
 }
