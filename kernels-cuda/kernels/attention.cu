@@ -134,12 +134,16 @@ bool fits(int kernel, const AttentionParams &p, const Device &device) {
   return shared_bytes(kernel, p, true) <= device.shared_bytes;
 }
 
+bool has_decode_grid(const AttentionParams &p) {
+  return p.key_heads <= kMostDecodeHeads && p.batch <= kMostDecodeHeads;
+}
+
 int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
   const int widest = std::max(p.head_dimension, p.value_dimension);
   if (widest > 256) return ORTFLASH_SCALAR;
   if (c.element == ORTFLASH_FLOAT32)
     return fits(ORTFLASH_FLOAT32_TILED, p, device) ? ORTFLASH_FLOAT32_TILED : ORTFLASH_SCALAR;
-  const bool few_rows = p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32;
+  const bool few_rows = p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32 && has_decode_grid(p);
   if (few_rows && fits(ORTFLASH_DECODE, p, device)) return ORTFLASH_DECODE;
   const bool hopper = device.major == 9 && p.keys > 0 && is_box_readable(p.query, c, p.query_heads, p.queries) &&
                       is_box_readable(p.key, c, p.key_heads, p.keys) &&
@@ -158,6 +162,7 @@ const char *check_choice(const OrtFlashAttention &c, const AttentionParams &p, c
         !is_box_readable(p.key, c, p.key_heads, p.keys) || !is_box_readable(p.value, c, p.key_heads, p.keys))
       return "the copy engine cannot read these strides";
   }
+  if (kernel == ORTFLASH_DECODE && !has_decode_grid(p)) return "this kernel serves up to 65,535 heads and batch entries";
   return kernel < ORTFLASH_SCALAR || kernel > ORTFLASH_DECODE ? "no such kernel" : nullptr;
 }
 

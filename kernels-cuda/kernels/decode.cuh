@@ -56,6 +56,9 @@ struct DecodeKernel {
   static constexpr int kSharedBytes = kStreamBytes > kResultBytes ? kStreamBytes : kResultBytes;
 };
 
+// Key heads, and batch entries, are each an axis of the grid, which spares the kernel divisions.
+constexpr int kMostDecodeHeads = 65535;
+
 // Adds up the warps' results, each over its own keys, and writes the block's rows.
 template <typename Kernel>
 __device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,
@@ -63,7 +66,7 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
   using Element = typename Kernel::Element;
   constexpr int kRowFloats = Kernel::kRowFloats;
   for (int row = threadIdx.x / 32; row < 16; row += Kernel::kWarps) {
-    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+    const auto [i, h] = packed_row(p, key_head, first_row + row);
     if (i >= p.queries) continue;
     const float *warp_row[Kernel::kWarps];
     float highest = kMinusInfinity, sum = 0.0f, share[Kernel::kWarps];
@@ -124,12 +127,12 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   constexpr int kHeadDimension = Kernel::kHeadDimension, kStages = Kernel::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
   if constexpr (Kernel::Tiles::kStartsEarly) ptx::wait_for_prerequisites();
-  const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
-  int block = blockIdx.x;
-  const int split = block % p.splits;
-  block /= p.splits;
-  const int first_row = block % row_tiles * 16;
-  const int key_head = block / row_tiles % p.key_heads, batch = block / row_tiles / p.key_heads;
+  int row_tile = 0, split = blockIdx.x;
+  if (p.queries * p.heads_per_key > 16) {
+    row_tile = blockIdx.x / p.splits;
+    split = blockIdx.x % p.splits;
+  }
+  const int first_row = 16 * row_tile, key_head = blockIdx.y, batch = blockIdx.z;
   const int warp = threadIdx.x / 32;
   const Element *keys = static_cast<Element *>(p.key.data) + batch * p.key.batch + key_head * p.key.head;
   const Element *values = static_cast<Element *>(p.value.data) + batch * p.value.batch + key_head * p.value.head;
@@ -137,13 +140,13 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   FragmentRows rows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = first_row + lane_id() / 4 + 8 * r;
-    rows.query[r] = row / p.heads_per_key;
-    rows.head[r] = key_head * p.heads_per_key + row % p.heads_per_key;
+    const PackedRow row = packed_row(p, key_head, first_row + lane_id() / 4 + 8 * r);
+    rows.query[r] = row.query;
+    rows.head[r] = row.head;
   }
   const Visibility visibility(p, batch);
-  const int last_query = min((first_row + 15) / p.heads_per_key, p.queries - 1);
-  const KeyRange visit = visibility.to_visit(p, first_row / p.heads_per_key, last_query);
+  const int last_query = min(packed_row(p, key_head, first_row + 15).query, p.queries - 1);
+  const KeyRange visit = visibility.to_visit(p, packed_row(p, key_head, first_row).query, last_query);
   const int readable = visibility.readable_values(p);
   const int begin = max(split * p.keys_per_split, visit.begin / 16 * 16);
   const int end = min((split + 1) * p.keys_per_split, visit.end);
@@ -173,7 +176,7 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
   if constexpr (Kernel::kCombining == Combining::kLastBlock) {
-    if (p.splits > 1 && threadIdx.x == 0) open_tally(p, block);
+    if (p.splits > 1 && threadIdx.x == 0) open_tally(p, tally_index(p, row_tile));
   }
   // The rows of Q, straight to operands: each lane reads its own pairs, once.
   uint32_t query[kHeadDimension / 16][4];
@@ -265,7 +268,7 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   if constexpr (Kernel::kCombining == Combining::kCluster) {
     if (p.splits > 1) combine_cluster<Kernel>(p, results, batch, key_head, first_row, split);
   } else if constexpr (Kernel::kCombining == Combining::kLastBlock) {
-    if (p.splits > 1) combine_in_last_block<Kernel>(p, results, block, batch, key_head, first_row);
+    if (p.splits > 1) combine_in_last_block<Kernel>(p, results, row_tile, batch, key_head);
   }
 }
 

@@ -11,7 +11,19 @@ enum class Combining {
   kCluster     // the splits, up to 16, are one cluster of blocks and read each other's shared memory (9.0); no workspace
 };
 
-// Combines a cluster's splits, each element of the output by one thread of one of the blocks.
+// A query of one of the heads that share a key head.
+struct PackedRow {
+  int query, head;
+};
+
+// Row n of them; behind the last is a query that does not exist. Of one query, the usual case, without a division.
+__device__ inline PackedRow packed_row(const AttentionParams &p, int key_head, int n) {
+  int query = n >= p.heads_per_key;
+  if (p.queries > 1) query = n / p.heads_per_key;
+  return {query, key_head * p.heads_per_key + n - query * p.heads_per_key};
+}
+
+// Combines a cluster's splits: each of its warps takes 32 elements of a row at a time.
 template <typename Kernel>
 __device__ inline void combine_cluster(const AttentionParams &p, const float *results, int batch, int key_head,
                                        int first_row, int split) {
@@ -21,9 +33,11 @@ __device__ inline void combine_cluster(const AttentionParams &p, const float *re
   const int rows = min(16, p.queries * p.heads_per_key - first_row);
   ptx::cluster_arrive();
   ptx::cluster_wait();  // every block's rows are there
-  for (int e = split * Kernel::kThreads + threadIdx.x; e < rows * p.value_dimension; e += p.splits * Kernel::kThreads) {
-    const int row = e / p.value_dimension, d = e % p.value_dimension;
-    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+  constexpr int kPieces = Kernel::kHeadDimension / 32;
+  for (int n = threadIdx.x / 32 * p.splits + split; n < rows * kPieces; n += Kernel::kWarps * p.splits) {
+    const int row = n / kPieces, d = n % kPieces * 32 + lane_id();
+    if (d >= p.value_dimension) continue;
+    const auto [i, h] = packed_row(p, key_head, first_row + row);
     const float *mine = merged + row * Kernel::kRowFloats;
     const float sink = sink_logit<Element>(p, h);
     float maximum[kMostSplits], part_sum[kMostSplits], part[kMostSplits], highest = sink;
@@ -69,6 +83,12 @@ __device__ inline void open_tally(const AttentionParams &p, int index) {
   if (seen >> 16 != p.tally_tag >> 16) atomicCAS(word, seen, p.tally_tag);  // in vain only where another block has done it
 }
 
+// Which of the tallies is the block's.
+__device__ inline int tally_index(const AttentionParams &p, int row_tile) {
+  const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
+  return (blockIdx.z * p.key_heads + blockIdx.y) * row_tiles + row_tile;
+}
+
 // Whether this block is the last of `p.splits` to end. By one thread of each.
 __device__ inline bool count_in_tally(const AttentionParams &p, int index) {
   const bool last = (atomicAdd(p.tally + index, 1ull) & 0xffff) + 1 == p.splits;
@@ -94,11 +114,12 @@ __device__ inline void add_splits(const AttentionParams &p, const float2 *shares
                                   int rows) {
   using Element = typename Kernel::Element;
   constexpr int kAtOnce = 16;
-  const int pieces = p.value_dimension / kWidth;
+  constexpr int kPieces = Kernel::kHeadDimension / kWidth;
   const int64_t stride = static_cast<int64_t>(p.batch) * p.query_heads * p.queries * p.value_dimension;
-  for (int e = threadIdx.x; e < rows * pieces; e += Kernel::kThreads) {
-    const int row = e / pieces, d = e % pieces * kWidth;
-    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+  for (int e = threadIdx.x; e < rows * kPieces; e += Kernel::kThreads) {
+    const int row = e / kPieces, d = e % kPieces * kWidth;
+    if (d >= p.value_dimension) continue;
+    const auto [i, h] = packed_row(p, key_head, first_row + row);
     const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
     const float *part = p.partial_output + index * p.value_dimension + d;
     float total[kWidth] = {};
@@ -124,20 +145,20 @@ __device__ inline void add_splits(const AttentionParams &p, const float2 *shares
 
 // The last of a tile's blocks puts its splits together.
 template <typename Kernel>
-__device__ inline void combine_in_last_block(const AttentionParams &p, float *memory, int index, int batch, int key_head,
-                                             int first_row) {
+__device__ inline void combine_in_last_block(const AttentionParams &p, float *memory, int row_tile, int batch,
+                                             int key_head) {
   using Element = typename Kernel::Element;
   __shared__ bool is_last;
   __threadfence();  // the block's results are there before it counts
   __syncthreads();
-  if (threadIdx.x == 0) is_last = count_in_tally(p, index);
+  if (threadIdx.x == 0) is_last = count_in_tally(p, tally_index(p, row_tile));
   __syncthreads();
   if (!is_last) return;
   __threadfence();  // and read after
-  const int rows = min(16, p.queries * p.heads_per_key - first_row);
+  const int first_row = 16 * row_tile, rows = min(16, p.queries * p.heads_per_key - first_row);
   float2 *shares = reinterpret_cast<float2 *>(memory);  // maximum and sum; then the share, and the sum
   for (int row = threadIdx.x / 32; row < rows; row += Kernel::kWarps) {
-    const int i = (first_row + row) / p.heads_per_key, h = key_head * p.heads_per_key + (first_row + row) % p.heads_per_key;
+    const auto [i, h] = packed_row(p, key_head, first_row + row);
     const int64_t stride = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
     const int64_t place = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
     float2 *share = shares + row * p.splits;

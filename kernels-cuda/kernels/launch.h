@@ -87,9 +87,8 @@ cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int sh
 
 // Starts a kernel with options.
 template <typename... Formal, typename... Actual>
-cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), int64_t blocks, int threads,
-                       int shared_bytes, cudaStream_t stream, const Actual &...arguments) {
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), dim3 grid, int threads, int shared_bytes,
+                       cudaStream_t stream, const Actual &...arguments) {
   const auto *function = reinterpret_cast<const void *>(kernel);
   cudaError_t error = allow_shared_memory(function, shared_bytes);
   // More than eight blocks a cluster are not for every device: whoever asks for them has to know its own.
@@ -109,7 +108,7 @@ cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), 
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
   }
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
