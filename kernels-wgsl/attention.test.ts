@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { referenceAttention } from '../graph-rewrite/op/reference.js';
-import { FlashAttention, type PlanOptions, type PrefillTiles, type RowTiles } from './index.js';
+import { FlashAttention, type PlanOptions, type PrefillTiles, type PreparedAttention, type RowTiles } from './index.js';
 import { openDevice } from './testing/device.js';
 import { type CallSpec, callSpecs, makeCall, relativeError } from './testing/problems.js';
 import { runAttention } from './testing/run.js';
@@ -194,6 +194,23 @@ test.serial('one plan serves passes and encoders, again and again, without new b
   t.throws(() => flash.encode(prepared, device.createCommandEncoder(), { ...buffers, V: small }), {
     message: /V has 64 bytes, the problem needs 128/,
   });
+});
+
+test.serial('pruning frees the problems that were prepared first, and they can be prepared again', async (t) => {
+  const spec = fc.sample(callSpecs, { numRuns: 1, seed: 1 })[0]!;
+  const one = FlashAttention.create(device, { adapterInfo: adapter.info });
+  const problems = [5, 6, 7].map((newKeys) => makeCall({ ...spec, newKeys }).problem);
+  const prepared: PreparedAttention[] = [];
+  for (const problem of problems) prepared.push(await one.prepare(problem));
+  one.prune(2);
+  t.throws(() => one.encode(prepared[0]!, device.createCommandEncoder(), {}), {
+    code: 'invalid-argument',
+    message: /pruned/,
+  });
+  t.is(one.prepareNow(problems[1]!), prepared[1]);
+  t.is(one.prepareNow(problems[2]!), prepared[2]);
+  t.not(one.prepareNow(problems[0]!), prepared[0]);
+  one.destroy();
 });
 
 test.serial('tuning measures, is remembered, and can be stored', async (t) => {

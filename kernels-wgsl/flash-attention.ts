@@ -49,6 +49,8 @@ interface BoundBuffers {
 
 class Prepared implements PreparedAttention {
   readonly bound: BoundBuffers[] = [];
+  /** Its uniforms are gone. */
+  isForgotten = false;
   constructor(
     readonly problem: AttentionProblem,
     readonly plan: AttentionPlan,
@@ -143,8 +145,11 @@ export class FlashAttention {
     target: GPUCommandEncoder | GPUComputePassEncoder,
     buffers: AttentionBuffers,
   ): void {
-    if (!(prepared instanceof Prepared))
-      throw new OrtFlashError('invalid-argument', 'FlashAttention.encode takes what prepare returned');
+    if (!(prepared instanceof Prepared) || prepared.isForgotten)
+      throw new OrtFlashError(
+        'invalid-argument',
+        'FlashAttention.encode takes what prepare returned, until it is pruned',
+      );
     if (this.#options.debug) this.device.pushErrorScope('validation');
     const { groups } = this.#findBound(prepared, buffers) ?? this.#bind(prepared, buffers);
     const ownsPass = 'beginComputePass' in target;
@@ -193,10 +198,11 @@ export class FlashAttention {
    * stays level. What was encoded must have been submitted; calls that are forgotten have to be prepared again.
    */
   prune(kept: number): void {
-    for (const [key, { uniforms }] of this.#prepared) {
+    for (const [key, prepared] of this.#prepared) {
       if (this.#prepared.size <= kept) break;
       this.#prepared.delete(key);
-      uniforms?.destroy();
+      prepared.isForgotten = true;
+      prepared.uniforms?.destroy();
     }
   }
 
