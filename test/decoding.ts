@@ -1,5 +1,9 @@
 /** Generation as apps write it: the present keys and values of one run are the past ones of the next. */
+import { readFileSync } from 'node:fs';
 import { InferenceSession as NodeSession, Tensor as NodeTensor } from 'onnxruntime-node';
+import { makeNode } from '../graph-rewrite/graph/builder.js';
+import { decodeModel } from '../graph-rewrite/onnx/codec.js';
+import { type ModelProto, ValueInfoProto } from '../graph-rewrite/onnx/proto.js';
 import type { ModelExample } from '../models/corpus.js';
 import type { Ort } from './web-runtime.js';
 
@@ -73,9 +77,22 @@ export function prompt(batch: number, length: number, seed = 1): number[][] {
   return Array.from({ length: batch }, () => Array.from({ length }, next));
 }
 
+/** A model of which one more node reads a value: its output `also` is the value's negative. */
+export function readAlso(example: ModelExample, name: string): ModelProto {
+  const model = decodeModel(readFileSync(example.modelFile), example.modelFile);
+  const graph = model.graph!;
+  const info = [...graph.input, ...graph.output].find((one) => one.name === name)!;
+  graph.node.push(makeNode('Neg', [name], ['also']));
+  graph.output.push(new ValueInfoProto({ name: 'also', type: info.type }));
+  return model;
+}
+
 /** The untouched model in stock onnxruntime-node. */
-export async function referenceSession(example: ModelExample): Promise<NodeSession> {
-  return NodeSession.create(example.modelFile, { logSeverityLevel: 4, intraOpNumThreads: 1 });
+export async function referenceSession(model: ModelExample | Uint8Array): Promise<NodeSession> {
+  const options = { logSeverityLevel: 4, intraOpNumThreads: 1 } as const;
+  return model instanceof Uint8Array
+    ? NodeSession.create(model, options)
+    : NodeSession.create(model.modelFile, options);
 }
 
 /** A run of it, given and giving elements in CPU memory. */

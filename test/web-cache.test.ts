@@ -1,6 +1,7 @@
 /** Key and value caches on the GPU in `ort-flash/web`: used in place, and to everybody else dense tensors of their own. */
 import anyTest, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
+import { encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { allModels, bundledModel, type ModelExample } from '../models/corpus.js';
 import {
   asPast,
@@ -8,6 +9,7 @@ import {
   feedsOf,
   greedy,
   prompt,
+  readAlso,
   referenceSession,
   runReference,
   type Tensors,
@@ -23,12 +25,18 @@ const ort = hasWebGpu ? await loadWeb() : (undefined as never);
 const llama = bundledModel('llama_past-dyn18');
 
 /** A session whose caches stay on the GPU, as transformers.js opens it. */
-async function open(example: ModelExample, location: 'gpu-buffer' | 'cpu' = 'gpu-buffer'): Promise<WebSession> {
+async function open(
+  { modelFile: model }: Pick<ModelExample, 'modelFile'> | { readonly modelFile: Uint8Array },
+  location: 'gpu-buffer' | 'cpu' = 'gpu-buffer',
+): Promise<WebSession> {
   const layers = [0, 1].flatMap((layer) => [`present.${layer}.key`, `present.${layer}.value`]);
-  return ort.InferenceSession.create(example.modelFile, {
-    flash: 'on',
+  const options = {
+    flash: 'on' as const,
     preferredOutputLocation: Object.fromEntries(layers.map((name) => [name, location])),
-  });
+  };
+  return typeof model === 'string'
+    ? ort.InferenceSession.create(model, options)
+    : ort.InferenceSession.create(model, options);
 }
 
 const lengthOf = (past: Tensors) => Object.values(past)[0]!.dims[2]!;
@@ -245,6 +253,37 @@ test('tensors given for the outputs are filled, and a past given twice is read t
   dispose(asPast(twice));
   dispose(past);
   await Promise.all([session.release(), dense.release()]);
+});
+
+test('caches that other nodes read are right too, and those beside them stay in place', async (t) => {
+  t.timeout(600_000);
+  for (const [name, appends] of [
+    ['past.0.key', [2, 2, 1, 1]],
+    ['present.1.key', [1, 1, 2, 2]],
+  ] as const) {
+    const bytes = encodeModel(readAlso(llama, name));
+    const [session, reference] = [await open({ modelFile: bytes }), await referenceSession(bytes)];
+    let past = emptyPast(ort, session, 1);
+    let expectedPast = past;
+    let tokens = prompt(1, 200);
+    for (let step = 0; step < 4; step++) {
+      let results: Tensors = {};
+      const traffic = await watch(async () => {
+        results = await run(session, tokens, past);
+      });
+      if (step > 0) t.deepEqual(traffic.appends, [...appends]);
+      const expected = await runReference(reference, tokens, expectedPast);
+      const [actual, wanted] = [results.also!.data, expected.also!.data] as [Float32Array, Float32Array];
+      t.is(actual.length, wanted.length);
+      t.true(actual.every((x, i) => Math.abs(x - wanted[i]!) <= 1e-4));
+      tokens = greedy(expected.output!).map((token) => [token]);
+      t.deepEqual(greedy(results.output!), tokens.flat());
+      dispose(past);
+      [past, expectedPast] = [asPast(results), asPast(expected)];
+    }
+    dispose(past);
+    await Promise.all([session.release(), reference.release()]);
+  }
 });
 
 /** Caches as the session gave them, and what they must hold. */

@@ -9,7 +9,8 @@ import { type ProblemInputs, resolveProblem } from '../graph-rewrite/op/problem.
 import { type ReferenceInputs, referenceAttention } from '../graph-rewrite/op/reference.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { type AttentionCall, cutModel, type SplicePlan } from '../kernels-wgsl/session/cut.js';
-import { allModels, readTestData, type TestData } from '../models/corpus.js';
+import { allModels, bundledModel, readTestData, type TestData } from '../models/corpus.js';
+import { readAlso } from './decoding.js';
 import { relativeDifference, toNumbers } from './runtime.js';
 
 /** Carries the steps out on the CPU: segments in stock onnxruntime, attention by the reference implementation. */
@@ -73,3 +74,31 @@ for (const example of allModels()) {
     }
   });
 }
+
+for (const example of allModels().filter(({ architecture, sites }) => architecture.endsWith('_past') && sites > 0))
+  test(`${example.name}: nothing but attention reads its caches, which so can grow in place`, (t) => {
+    const model = decodeModel(readFileSync(example.modelFile), example.modelFile);
+    rewriteModel(model);
+    const { steps } = cutModel(model);
+    const calls = steps.flatMap((step) => (step.kind === 'attention' ? step.calls : []));
+    t.is(calls.length, example.sites);
+    t.true(calls.every(({ growsCache }) => growsCache));
+    for (const step of steps) {
+      if (step.kind !== 'segment') continue;
+      const elements = step.inputs.filter((name) => !step.shapeInputs.includes(name));
+      t.false(elements.some((name) => name.startsWith('past.')));
+    }
+  });
+
+test('a cache that something else reads does not grow in place', (t) => {
+  const grows = (name: string) => {
+    const model = readAlso(bundledModel('llama_past-dyn18'), name);
+    rewriteModel(model);
+    const { steps } = cutModel(model);
+    return steps.flatMap((step) => (step.kind === 'attention' ? step.calls.map(({ growsCache }) => growsCache) : []));
+  };
+  t.deepEqual(grows('past.0.key'), [false, true]);
+  t.deepEqual(grows('past.1.value'), [true, false]);
+  t.deepEqual(grows('present.1.key'), [true, false]);
+  t.deepEqual(grows('attention_mask'), [true, true]);
+});
