@@ -38,16 +38,13 @@ export interface NativeSessionOptions {
   cuda?: Readonly<Record<string, string>>;
 }
 
-/** One input of a run: bytes and shape, or a tensor that an earlier run left on the GPU. */
+/**
+ * One input of a run: name, type, dims, and the tensor's bytes or its strings; or name and a tensor that an earlier run
+ * left on the GPU. Inputs and results are arrays, because objects' properties would be much of what a small run costs.
+ */
 export type NativeFeed =
-  | {
-      readonly name: string;
-      readonly type: string;
-      readonly dims: readonly number[];
-      /** The tensor's bytes, or its strings. */
-      readonly data: Uint8Array | readonly string[];
-    }
-  | { readonly name: string; readonly device: NativeDeviceTensor };
+  | readonly [name: string, type: string, dims: readonly number[], data: Uint8Array | readonly string[]]
+  | readonly [name: string, device: NativeDeviceTensor];
 
 /** A tensor on the GPU. */
 export interface NativeDeviceTensor {
@@ -55,14 +52,8 @@ export interface NativeDeviceTensor {
   dispose(): void;
 }
 
-/** One output of a run. */
-export interface NativeResult {
-  readonly type: string;
-  readonly dims: number[];
-  readonly data?: ArrayBuffer | string[];
-  /** Set instead of `data` where the output stays on the GPU. */
-  readonly device?: NativeDeviceTensor;
-}
+/** One output of a run: its elements, or where it stays on the GPU, what stands for it. */
+export type NativeResult = readonly [type: string, dims: number[], data: ArrayBuffer | string[] | NativeDeviceTensor];
 
 /** Run options in the form that the addon takes. */
 export interface NativeRunOptions {
@@ -76,11 +67,18 @@ export interface NativeRunOptions {
 export interface NativeSession {
   readonly inputs: readonly NativeValueDescription[];
   readonly outputs: readonly NativeValueDescription[];
+  /**
+   * Runs the model on another thread. Where the last run took no time worth speaking of, this one is waited for, some
+   * microseconds at the most, and its results are returned if it is over by then; else a promise of them.
+   * @param fetches names of the outputs that are wanted; the results are in their order
+   * @param onDevice those that stay on the GPU
+   */
   run(
     feeds: readonly NativeFeed[],
-    fetches: readonly { readonly name: string; readonly onDevice: boolean }[],
-    options: NativeRunOptions,
-  ): Promise<Record<string, NativeResult>>;
+    fetches: readonly string[],
+    onDevice: readonly string[],
+    options?: NativeRunOptions,
+  ): readonly NativeResult[] | Promise<readonly NativeResult[]>;
   /** Ends profiling and returns the file that holds the profile. */
   endProfiling(): string;
   /** May be called more than once, and while runs are under way: these end first. */

@@ -10,7 +10,6 @@ import { toOrtFlashError } from './node-addon.js';
 import { BatchFeeder, type FeederSettings, type SampleGroup } from './node-batch-feeder.js';
 import type { BatchSummary, FailedSample, RunBatchOptions, TensorFileFormat } from './node-batch-types.js';
 import { findSequenceAxes, planBatching, type SequenceAxes, sameResults, takeApart } from './node-batching.js';
-import { MOST_RUNS } from './node-handler.js';
 import type { ArrayData, ArrayTensor } from './node-npy.js';
 import { openSamples, type Sample, type SampleSource } from './node-samples.js';
 import { InferenceSession } from './node-session.js';
@@ -101,8 +100,6 @@ class BatchRun {
     this.#settings = { plan, batch: options.batch ?? 1, batching: true, padding: true };
     if (this.#settings.batch > 1 && !plan.batchable)
       this.#notes.push('samples run one by one, because the model fixes the first axis of an input or output');
-    if (sessions.length > MOST_RUNS)
-      this.#notes.push(`${MOST_RUNS} GPUs work at a time; UV_THREADPOOL_SIZE=${sessions.length + 1} lets all of them`);
   }
 
   async run(): Promise<BatchSummary> {

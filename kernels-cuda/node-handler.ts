@@ -5,27 +5,8 @@ import { type NativeSession, type NativeValueDescription, toOrtFlashError } from
 import { nativeRunOptions } from './node-options.js';
 import { feedOf, fillTensor, tensorOf } from './node-tensor.js';
 
-/**
- * How many runs this JavaScript environment gives to Node's thread pool at a time. One thread of the pool stays free,
- * so that files are still read and names looked up while models run. UV_THREADPOOL_SIZE sets the pool's size.
- */
-export const MOST_RUNS = Math.max(1, (Number(process.env.UV_THREADPOOL_SIZE) || 4) - 1);
-
-let running = 0;
-const waiting: (() => void)[] = [];
-
-/** Waits for its turn, in order, and runs `work`. */
-async function inTurn<T>(work: () => Promise<T>): Promise<T> {
-  if (running >= MOST_RUNS) await new Promise<void>((turn) => waiting.push(turn));
-  else running++;
-  try {
-    return await work();
-  } finally {
-    const next = waiting.shift();
-    if (next === undefined) running--;
-    else next();
-  }
-}
+/** Until the event loop has gone round once, as it does during any other run: timers and files get their turn. */
+const nextTurn = () => new Promise<void>((done) => setImmediate(done));
 
 function metadataOf({ name, isTensor, type, shape }: NativeValueDescription): InferenceSession.ValueMetadata {
   if (!isTensor) return { name, isTensor: false };
@@ -55,22 +36,24 @@ export class AddonSessionHandler extends FlashSessionHandler {
     return toOrtFlashError(error, this.#file);
   }
 
-  protected override runModel(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions): Promise<Results> {
-    return inTurn(() => this.#run(feeds, fetches, options));
-  }
-
-  async #run(feeds: Feeds, fetches: Fetches, options: InferenceSession.RunOptions): Promise<Results> {
+  protected override async runModel(
+    feeds: Feeds,
+    fetches: Fetches,
+    options: InferenceSession.RunOptions,
+  ): Promise<Results> {
     const names = Object.keys(fetches);
-    const native = await this.#session.run(
-      Object.entries(feeds).map(([name, tensor]) => feedOf(name, tensor)),
-      names.map((name) => ({ name, onDevice: fetches[name] == null && this.#locationOf(name) === 'gpu-buffer' })),
+    const native = this.#session.run(
+      Object.keys(feeds).map((name) => feedOf(name, feeds[name])),
+      names,
+      names.filter((name) => fetches[name] == null && this.#locationOf(name) === 'gpu-buffer'),
       nativeRunOptions(options),
     );
+    if (!(native instanceof Promise)) await nextTurn();
+    const values = await native;
     const results: Results = {};
-    for (const name of names) {
+    for (const [i, name] of names.entries()) {
       const target = fetches[name];
-      const result = native[name]!;
-      results[name] = target == null ? tensorOf(result) : fillTensor(name, target as Tensor, result);
+      results[name] = target == null ? tensorOf(values[i]!) : fillTensor(name, target as Tensor, values[i]!);
     }
     return results;
   }

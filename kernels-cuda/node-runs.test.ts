@@ -1,4 +1,5 @@
 /** Runs of sessions: large ones, many at once, beside the event loop, in worker threads, and released in the middle. */
+import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import test from 'ava';
@@ -67,11 +68,12 @@ withAddon('timers and files go on during a long run, however many runs there are
   const x = new Tensor('float32', new Float32Array(size * size).fill(1 / size), [size, size]);
   await session.run({ x });
   let ticks = 0;
-  let running = 6;
+  let running = 20;
   const timer = setInterval(() => {
     ticks++;
   }, 1);
-  const runs = Array.from({ length: 6 }, () =>
+  t.teardown(() => clearInterval(timer));
+  const runs = Array.from({ length: running }, () =>
     session.run({ x }).finally(() => {
       running--;
     }),
@@ -80,10 +82,62 @@ withAddon('timers and files go on during a long run, however many runs there are
   await readFile(new URL(import.meta.url));
   t.true(running > 0, 'a file was read before the runs ended');
   await Promise.all(runs);
-  clearInterval(timer);
   // Some seconds of computing; the event loop, had it been blocked, would have ticked about once a run.
   t.true(ticks > 50, `${ticks} ticks`);
   await session.release();
+});
+
+withAddon('runs that take no time still let timers have their turn', async (t) => {
+  const session = await InferenceSession.create(identityModel('float32'), cpu);
+  const x = new Tensor('float32', Float32Array.of(1), [1]);
+  let ticks = 0;
+  const timer = setInterval(() => {
+    ticks++;
+  }, 1);
+  t.teardown(() => clearInterval(timer));
+  const end = performance.now() + 20_000;
+  while (ticks < 5 && performance.now() < end) await session.run({ x });
+  t.is(ticks, 5);
+  // Wrong inputs after right ones, and the other way round.
+  for (let i = 0; i < 20; i++) {
+    await t.throwsAsync(session.run({ x: new Tensor('float32', new Float32Array(2), [2, 1]) }), { code: 'runtime' });
+    const { y } = await session.run({ x });
+    t.deepEqual(y!.data, Float32Array.of(1));
+  }
+  await session.release();
+});
+
+withAddon('results can be given to another thread', async (t) => {
+  const session = await InferenceSession.create(identityModel('float32'), cpu);
+  for (const length of [1, 5000, 5000, 100_000, 100_000, 100_000]) {
+    const { y } = await session.run({ x: new Tensor('float32', new Float32Array(length).fill(length), [length]) });
+    const data = y!.data as Float32Array<ArrayBuffer>;
+    t.deepEqual([data.byteOffset, data.buffer.byteLength], [0, 4 * length]);
+    const moved = structuredClone(data, { transfer: [data.buffer] });
+    t.is(data.length, 0);
+    t.deepEqual(moved, new Float32Array(length).fill(length));
+  }
+  await session.release();
+});
+
+const EXITING = `
+import { register } from '${import.meta.resolve('tsx/esm/api')}';
+register();
+const { InferenceSession, Tensor } = await import('${new URL('./index.ts', import.meta.url).href}');
+const { powerModel } = await import('${new URL('./test-models.ts', import.meta.url).href}');
+const session = await InferenceSession.create(powerModel(20), { executionProviders: ['cpu'], intraOpNumThreads: 1 });
+const x = new Tensor('float32', new Float32Array(600 * 600), [600, 600]);
+for (let i = 0; i < 8; i++) session.run({ x });
+setTimeout(() => process.exit(7), 20);
+`;
+
+withAddon('a process may exit in the middle of runs', (t) => {
+  for (let i = 0; i < 3; i++) {
+    const { status, signal, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', EXITING], {
+      encoding: 'utf8',
+    });
+    t.deepEqual([status, signal], [7, null], stderr);
+  }
 });
 
 withAddon('release waits for runs, may come twice, and ends the session', async (t) => {
@@ -106,7 +160,7 @@ const { InferenceSession, Tensor } = await import(workerData.module);
 const session = await InferenceSession.create(workerData.model, { executionProviders: ['cpu'], intraOpNumThreads: 1 });
 const x = new Tensor('float32', new Float32Array(workerData.size ** 2).fill(1 / workerData.size), [workerData.size, workerData.size]);
 parentPort.postMessage('started');
-for (let i = 0; i < workerData.runs; i++) await session.run({ x });
+for (let i = 0; i < workerData.runs; i++) await Promise.all([1, 2, 3, 4, 5, 6].map(() => session.run({ x })));
 parentPort.postMessage(session.explain().engine);
 `;
 

@@ -295,18 +295,20 @@ withAddon('the addon itself survives whatever it is called with', async (t) => {
       await call(async () =>
         ((await any.createSession!(powerModel(1), { [field]: a })) as { release(): unknown } | undefined)?.release(),
       );
-    for (const field of ['name', 'type', 'dims', 'data', 'device']) {
-      const feed = { name: 'x', type: 'float32', dims: [1, 1], data: new Uint8Array(4), [field]: a };
-      await call(() => session.run!([feed], [{ name: 'y', onDevice: true }], {}));
+    for (const part of [0, 1, 2, 3]) {
+      const feed = ['x', 'float32', [1, 1], new Uint8Array(4)].with(part, a as string);
+      await call(() => session.run!([feed], ['y'], ['y'], {}));
+      await call(() => session.run!([feed.slice(0, part)], ['y'], [], {}));
     }
-    await call(() => session.run!(a, a, a));
-    await call(() => session.run!([a], [a], {}));
+    await call(() => session.run!([['x', a]], ['y'], [], {}));
+    await call(() => session.run!(a, a, a, a));
+    await call(() => session.run!([a], [a], [a], {}));
     await call(() => (native.run as () => unknown).call(a));
     await call(() => new (native.constructor as new (x: unknown) => unknown)(a));
   }
-  const feed = { name: 'x', type: 'float32', dims: [1, 1], data: new Uint8Array(Float32Array.of(3).buffer) };
-  const { y } = await native.run([feed], [{ name: 'y', onDevice: false }], {});
-  t.deepEqual(new Float32Array(y!.data as ArrayBuffer), Float32Array.of(9));
+  const feed = ['x', 'float32', [1, 1], new Uint8Array(Float32Array.of(3).buffer)] as const;
+  const [y] = await native.run([feed], ['y'], []);
+  t.deepEqual(new Float32Array(y![2] as ArrayBuffer), Float32Array.of(9));
   await native.release();
   await native.release();
   t.throws(() => native.inputs, { message: /was released/ });

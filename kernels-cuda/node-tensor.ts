@@ -72,18 +72,17 @@ function relabel(tensor: Tensor, type: string, dims: readonly number[]): Tensor 
 const deviceTensors = new WeakMap<Tensor, NativeDeviceTensor>();
 
 /** A tensor from what a run gave. One that stays on the GPU has location `gpu-buffer`; `getData` copies it from there. */
-export function tensorOf({ type, dims, data, device }: NativeResult): Tensor {
-  if (device === undefined) {
-    const elements = data instanceof ArrayBuffer ? elementsOver(type as DataTypeName, data) : (data ?? []);
-    return createTensor(type as Tensor.Type, elements, dims);
-  }
-  const tensor = Tensor.fromGpuBuffer(device as unknown as Tensor.GpuBufferType, {
+export function tensorOf([type, dims, data]: NativeResult): Tensor {
+  if (data instanceof ArrayBuffer)
+    return createTensor(type as Tensor.Type, elementsOver(type as DataTypeName, data), dims);
+  if (Array.isArray(data)) return createTensor('string', data, dims);
+  const tensor = Tensor.fromGpuBuffer(data as unknown as Tensor.GpuBufferType, {
     dataType: 'uint8',
     dims,
-    download: async () => elementsOver(type as DataTypeName, await device.download()) as Uint8Array,
-    dispose: () => device.dispose(),
+    download: async () => elementsOver(type as DataTypeName, await data.download()) as Uint8Array,
+    dispose: () => data.dispose(),
   });
-  deviceTensors.set(tensor, device);
+  deviceTensors.set(tensor, data);
   return relabel(tensor, type, dims);
 }
 
@@ -100,12 +99,12 @@ export function feedOf(name: string, tensor: unknown): NativeFeed {
   if (typeof type !== 'string' || !Array.isArray(dims)) return fail('is no tensor');
   if (location === 'gpu-buffer') {
     const device = deviceTensors.get(tensor as Tensor) ?? fail('lies on another GPU than that of the session');
-    return { name, device };
+    return [name, device];
   }
   const { data } = tensor as Tensor;
-  if (type === 'string') return { name, type, dims, data: data as string[] };
+  if (type === 'string') return [name, type, dims, data as string[]];
   if (!ArrayBuffer.isView(data)) return fail('has no data on the CPU');
-  return { name, type, dims, data: bytesOf(data) };
+  return [name, type, dims, bytesOf(data)];
 }
 
 /** The bytes of a view; none where its buffer was given to another thread. */
@@ -117,22 +116,22 @@ function bytesOf(view: ArrayBufferView): Uint8Array {
  * Copies a run's result into the tensor that the caller wants it in.
  * @throws OrtFlashError `invalid-tensor` where type or shape differ
  */
-export function fillTensor(name: string, target: Tensor, result: NativeResult): Tensor {
+export function fillTensor(name: string, target: Tensor, [type, dims, elements]: NativeResult): Tensor {
   const fail = (why: string): never => {
     throw new OrtFlashError('invalid-tensor', `the tensor given for output ${name} ${why}`, { tensor: name });
   };
-  const { type, dims } = result;
   if (target.type !== type) fail(`has type ${target.type}, the output has ${type}`);
   if (target.dims.length !== dims.length || dims.some((size, i) => size !== target.dims[i]))
     fail(`has shape (${target.dims.join(', ')}), the output has (${dims.join(', ')})`);
   if (target.location !== 'cpu' && target.location !== 'cpu-pinned') fail('does not lie on the CPU');
   const { data } = target;
-  if (Array.isArray(result.data)) {
+  if (Array.isArray(elements)) {
     const strings = data as string[];
-    for (const [i, text] of result.data.entries()) strings[i] = text;
+    for (const [i, text] of elements.entries()) strings[i] = text;
     return target;
   }
-  if (!ArrayBuffer.isView(data) || data.byteLength !== result.data?.byteLength) return fail('has lost its data');
-  bytesOf(data).set(new Uint8Array(result.data));
+  if (!(elements instanceof ArrayBuffer)) return fail('is on the CPU, the output on the GPU');
+  if (!ArrayBuffer.isView(data) || data.byteLength !== elements.byteLength) return fail('has lost its data');
+  bytesOf(data).set(new Uint8Array(elements));
   return target;
 }

@@ -137,7 +137,7 @@ const ownTensor = ({ type, data, dims }: Result) => createTensor(type, data as T
 
 function copyInto(name: string, target: Result, { type, data, dims }: Result): Result {
   const elements = Array.isArray(data) ? data : ((data as Uint8Array).slice().buffer as ArrayBuffer);
-  return fillTensor(name, target, { type, dims: [...dims], data: elements });
+  return fillTensor(name, target, [type, [...dims], elements]);
 }
 
 /** The model's data files, which onnxruntime-web does not look for: those that the options name, else all of them. */

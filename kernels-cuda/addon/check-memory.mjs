@@ -8,10 +8,10 @@ const addon = createRequire(import.meta.url)(addonPath);
 addon.initialize(library, 3);
 const model = new Uint8Array(readFileSync(modelPath));
 const data = new Uint8Array(Float32Array.from({ length: 8 }, (_, i) => i).buffer);
-const feed = { name: 'x', type: 'float32', dims: [1, 8], data };
+const feed = ['x', 'float32', [1, 8], data];
 // Past the size that is copied on JavaScript's own thread.
-const large = { ...feed, dims: [1, 300_000], data: new Uint8Array(1_200_000) };
-const fetches = [{ name: 'y', onDevice: false }];
+const large = ['x', 'float32', [1, 300_000], new Uint8Array(1_200_000)];
+const run = (session, feed, options) => session.run([feed], ['y'], [], options);
 
 const refused = async (work) => {
   try {
@@ -29,16 +29,16 @@ async function cycle(number) {
     configEntries: { 'session.set_denormal_as_zero': '1' },
   });
   if (session.inputs.length !== 1 || session.outputs[0].name !== 'y') throw new Error('wrong metadata');
-  const { y } = await session.run([feed], fetches, { tag: 'cycle' });
-  if (new Float32Array(y.data)[7] !== 14) throw new Error('wrong result');
+  const [[, , sums]] = await run(session, feed, { tag: 'cycle' });
+  if (new Float32Array(sums)[7] !== 14) throw new Error('wrong result');
   if (number % 50 === 0) {
-    await session.run([large], fetches, {});
-    await refused(() => session.run([{ ...feed, dims: [3] }], fetches, {}));
-    await refused(() => session.run([{ ...feed, dims: [8], data }], fetches, {}));
+    await run(session, large);
+    await refused(() => run(session, ['x', 'float32', [3], data]));
+    await refused(() => run(session, ['x', 'float32', [8], data]));
     await refused(() => addon.createSession(Uint8Array.of(1, 2, 3), {}));
     await refused(() => addon.createSession('/no/such/model', {}));
     // Released in the middle of runs.
-    const runs = [session.run([large], fetches, {}), session.run([feed], fetches, {})];
+    const runs = [run(session, large), run(session, feed)];
     await session.release();
     await Promise.all(runs);
   }

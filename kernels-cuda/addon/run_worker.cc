@@ -2,39 +2,56 @@
 
 #include <cstring>
 
+#include "addon_data.h"
 #include "device_memory.h"
+#include "promise_worker.h"
 
 namespace ortflash {
 namespace {
 
 // Up to here outputs are copied on JavaScript's thread, which takes less than the way to another thread and back.
 constexpr size_t kCopyAtOnceBytes = 1 << 20;
+// From here on memory for an output is made before the run, where its size can be guessed.
+constexpr size_t kGuessBytes = 1 << 16;
+// From here on memory is not cleared first, as all of it is filled. Node's Buffer takes no more than 4 GiB.
+constexpr size_t kUnclearedBytes = 1 << 12;
+constexpr size_t kMostUnclearedBytes = size_t{1} << 31;
+
+// An ArrayBuffer for an output, to be filled before anybody sees it.
+Napi::ArrayBuffer OutputMemory(Napi::Env env, size_t bytes) {
+  if (bytes >= kUnclearedBytes && bytes <= kMostUnclearedBytes) {
+    const auto buffer = Napi::Buffer<uint8_t>::New(env, bytes);
+    Napi::ArrayBuffer memory = buffer.ArrayBuffer();
+    // It is never part of a larger one as yet, but Node does not promise that.
+    if (buffer.ByteOffset() == 0 && memory.ByteLength() == bytes) return memory;
+  }
+  return Napi::ArrayBuffer::New(env, bytes);
+}
 
 // Copies large outputs into their ArrayBuffers on another thread, so that the event loop does not wait for it. Nobody
 // else knows these ArrayBuffers yet: they are handed out when all is copied.
-class CopyWorker : public Napi::AsyncWorker {
+class CopyWorker : public PromiseWorker {
  public:
-  CopyWorker(Napi::Env env, Napi::Promise::Deferred deferred, const Napi::Object& results,
-             std::vector<PendingCopy> copies)
-      : Napi::AsyncWorker(env),
-        deferred_(deferred),
-        results_(Napi::Persistent(results)),
-        copies_(std::move(copies)) {}
+  CopyWorker(Napi::Env env, const Napi::Object& results, std::vector<PendingCopy> copies)
+      : PromiseWorker(env), results_(Napi::Persistent(results)), copies_(std::move(copies)) {}
 
- private:
-  void Execute() override {
+ protected:
+  void Work() override {
     for (const PendingCopy& copy : copies_) copy.Do();
   }
 
-  void OnOK() override {
-    const Napi::HandleScope scope(Env());
-    deferred_.Resolve(results_.Value());
-  }
+  Napi::Value Result(Napi::Env) override { return results_.Value(); }
 
-  Napi::Promise::Deferred deferred_;
+ private:
   Napi::ObjectReference results_;
   std::vector<PendingCopy> copies_;
 };
+
+FinishedRuns& FinishedRunsOf(Napi::Env env) {
+  std::unique_ptr<FinishedRuns>& runs = AddonData::Of(env).finished_runs;
+  if (runs == nullptr) runs = std::make_unique<FinishedRuns>(env);
+  return *runs;
+}
 
 }  // namespace
 
@@ -42,19 +59,66 @@ void PendingCopy::Do() const { std::memcpy(target, value.GetTensorRawData(), byt
 
 RunWorker::RunWorker(Napi::Env env, std::shared_ptr<SessionState> state, std::vector<Feed> feeds,
                      std::vector<Fetch> fetches, Ort::RunOptions options)
-    : PromiseWorker(env),
-      state_(std::move(state)),
+    : state_(std::move(state)),
+      env_(env),
+      finished_(FinishedRunsOf(env)),
       feeds_(std::move(feeds)),
       fetches_(std::move(fetches)),
       options_(std::move(options)),
       guesses_(fetches_.size()) {
   for (size_t i = 0; i < fetches_.size(); ++i) {
-    const auto last = state_->last_output_bytes().find(fetches_[i].name);
-    if (fetches_[i].on_device || last == state_->last_output_bytes().end() || last->second <= kCopyAtOnceBytes) continue;
-    Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, last->second);
+    const size_t bytes = fetches_[i].on_device ? 0 : state_->history().OutputBytes(fetches_[i].name);
+    if (bytes < kGuessBytes) continue;
+    Napi::ArrayBuffer buffer = OutputMemory(env, bytes);
     guesses_[i].data = buffer.Data();
-    guesses_[i].bytes = last->second;
+    guesses_[i].bytes = bytes;
     guesses_[i].buffer = Napi::Persistent(buffer);
+  }
+}
+
+Napi::Value RunWorker::Start(std::unique_ptr<RunWorker> run) {
+  RunHistory& history = run->state_->history();
+  const bool awaits = history.brief;
+  if (awaits) run->phase_ = Phase::kAwaited;
+  const bool is_awake = RunThreads::Get().Start(*run);
+  RunWorker& worker = *run.release();
+  if (awaits) {
+    const auto is_done = [&worker] { return worker.phase_.load(std::memory_order_acquire) == Phase::kDone; };
+    if (is_awake) history.patience.Await(is_done);
+    Phase expected = Phase::kAwaited;
+    if (!worker.phase_.compare_exchange_strong(expected, Phase::kLeft)) {
+      const std::unique_ptr<RunWorker> done(&worker);
+      return done->Results();
+    }
+  }
+  worker.deferred_ = Napi::Promise::Deferred::New(worker.env_);
+  worker.finished_.Expect();
+  return worker.deferred_->Promise();
+}
+
+bool RunWorker::Execute() noexcept {
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    Work();
+  } catch (const Failure& failure) {
+    failure_ = failure;
+  } catch (const std::exception& error) {
+    failure_ = Failure("runtime", error.what());
+  }
+  const bool brief = std::chrono::steady_clock::now() - start <= kBriefRun;
+  brief_ = brief;
+  FinishedRuns& finished = finished_;
+  // Whoever waits for kDone may delete this object as soon as it is so.
+  if (phase_.exchange(Phase::kDone) == Phase::kLeft) finished.Add(*this);
+  return brief;
+}
+
+void RunWorker::Settle() {
+  const Napi::HandleScope scope(env_);
+  try {
+    deferred_->Resolve(Guarded(env_, [this] { return Results(); }));
+  } catch (const Napi::Error& error) {
+    deferred_->Reject(error.Value());
   }
 }
 
@@ -144,48 +208,35 @@ void RunWorker::CheckLent() const {
   }
 }
 
-Napi::Value RunWorker::Result(Napi::Env env) {
+Napi::Value RunWorker::Results() {
+  state_->history().brief = brief_;
+  if (failure_) throw *failure_;
   CheckLent();
-  Napi::Object results = Napi::Object::New(env);
+  Napi::Array results = Napi::Array::New(env_, outputs_.size());
   for (size_t i = 0; i < outputs_.size(); ++i) {
-    Ort::Value& value = outputs_[i];
-    Napi::Object result = CreateResult(env, value);
-    results.Set(fetches_[i].name, result);
-    // Page-locked memory counts as the GPU's, too; its name tells it apart.
-    if (fetches_[i].on_device && value.GetTensorMemoryInfo().GetAllocatorName() == "Cuda") {
-      result.Set("device", DeviceTensorObject::Create(env, state_, std::move(value)));
-    } else if (!result.Has("data")) {
-      const size_t bytes = TensorByteLength(value);
-      state_->last_output_bytes()[fetches_[i].name] = bytes;
-      if (guesses_[i].filled) {
-        result.Set("data", guesses_[i].buffer.Value());
-        continue;
-      }
-      Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
-      result.Set("data", buffer);
-      if (bytes > 0) copies_.push_back({std::move(value), buffer.Data(), bytes});
-    }
-  }
-  return results;
-}
-
-void RunWorker::OnOK() {
-  const Napi::HandleScope scope(Env());
-  Napi::Value results;
-  try {
-    results = Guarded(Env(), [this] { return Result(Env()); });
-  } catch (const Napi::Error& error) {
-    deferred().Reject(error.Value());
-    return;
+    Napi::Array result = CreateResult(env_, outputs_[i]);
+    if (result.Length() <= kResultData) result.Set(kResultData, ResultData(i));
+    results.Set(static_cast<uint32_t>(i), result);
   }
   size_t bytes = 0;
   for (const PendingCopy& copy : copies_) bytes += copy.bytes;
-  if (bytes > kCopyAtOnceBytes) {
-    (new CopyWorker(Env(), deferred(), results.As<Napi::Object>(), std::move(copies_)))->Queue();
-    return;
-  }
+  if (bytes > kCopyAtOnceBytes) return (new CopyWorker(env_, results, std::move(copies_)))->Start();
   for (const PendingCopy& copy : copies_) copy.Do();
-  deferred().Resolve(results);
+  return results;
+}
+
+Napi::Value RunWorker::ResultData(size_t index) {
+  Ort::Value& value = outputs_[index];
+  const Fetch& fetch = fetches_[index];
+  // Page-locked memory counts as the GPU's, too; its name tells it apart.
+  if (fetch.on_device && value.GetTensorMemoryInfo().GetAllocatorName() == "Cuda")
+    return DeviceTensorObject::Create(env_, state_, std::move(value));
+  const size_t bytes = TensorByteLength(value);
+  state_->history().AddOutput(fetch.name, bytes);
+  if (guesses_[index].filled) return guesses_[index].buffer.Value();
+  Napi::ArrayBuffer buffer = OutputMemory(env_, bytes);
+  if (bytes > 0) copies_.push_back({std::move(value), buffer.Data(), bytes});
+  return buffer;
 }
 
 }  // namespace ortflash

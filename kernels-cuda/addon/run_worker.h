@@ -1,12 +1,15 @@
 // One run of a session, off JavaScript's thread.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "promise_worker.h"
+#include "failure.h"
+#include "finished_runs.h"
+#include "run_threads.h"
 #include "tensor.h"
 
 namespace ortflash {
@@ -26,7 +29,7 @@ struct PendingCopy {
   void Do() const;
 };
 
-// Memory for an output that is likely to be as large as in the last run, so that the run's own thread can fill it.
+// Memory for an output that is likely to be as large as in the last runs, so that the run's own thread can fill it.
 struct GuessedOutput {
   Napi::Reference<Napi::ArrayBuffer> buffer;
   void* data = nullptr;
@@ -34,17 +37,26 @@ struct GuessedOutput {
   bool filled = false;
 };
 
-class RunWorker : public PromiseWorker {
+// Made, started and settled on JavaScript's thread.
+class RunWorker : public RunTask {
  public:
   RunWorker(Napi::Env env, std::shared_ptr<SessionState> state, std::vector<Feed> feeds, std::vector<Fetch> fetches,
             Ort::RunOptions options);
 
- protected:
-  void Work() override;
-  void OnOK() override;
-  Napi::Value Result(Napi::Env env) override;
+  // Starts a run. Returns its results where it is over at once, having been brief; else a promise of them. Throws.
+  static Napi::Value Start(std::unique_ptr<RunWorker> run);
+
+  // Settles the promise.
+  void Settle();
+
+  bool Execute() noexcept override;
+  const void* owner() const override { return &finished_; }
 
  private:
+  // Who sees to the results of a run: the thread that started it, and waits, until it leaves; or FinishedRuns.
+  enum class Phase { kAwaited, kLeft, kDone };
+
+  void Work();
   void RunPlain();
   void RunBound();
   // Moves an input to the GPU.
@@ -52,9 +64,14 @@ class RunWorker : public PromiseWorker {
   void CheckOutputs() const;
   void FillGuesses();
   void CheckLent() const;
+  // The results, or a promise of them while they are copied. Throws what went wrong.
+  Napi::Value Results();
+  Napi::Value ResultData(size_t index);
 
   // First, so that it goes last: inputs may lie in the session's own memory.
   std::shared_ptr<SessionState> state_;
+  Napi::Env env_;
+  FinishedRuns& finished_;
   std::vector<Feed> feeds_;
   std::vector<Fetch> fetches_;
   Ort::RunOptions options_;
@@ -62,6 +79,10 @@ class RunWorker : public PromiseWorker {
   std::vector<PendingCopy> copies_;
   // One for each fetch.
   std::vector<GuessedOutput> guesses_;
+  std::optional<Failure> failure_;
+  bool brief_ = false;
+  std::atomic<Phase> phase_{Phase::kLeft};
+  std::optional<Napi::Promise::Deferred> deferred_;
 };
 
 }  // namespace ortflash

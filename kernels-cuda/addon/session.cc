@@ -95,8 +95,8 @@ std::vector<Feed> ReadFeeds(SessionState& state, const Napi::Array& records) {
   std::vector<Feed> feeds;
   for (uint32_t i = 0; i < records.Length(); ++i) {
     const Napi::Value record = records.Get(i);
-    if (!record.IsObject()) throw Failure("invalid-argument", "feeds must be objects");
-    Feed feed = ReadFeed(state, record.As<Napi::Object>());
+    if (!record.IsArray()) throw Failure("invalid-argument", "feeds must be arrays");
+    Feed feed = ReadFeed(state, record.As<Napi::Array>());
     for (const Feed& other : feeds)
       if (other.name == feed.name) throw Failure("invalid-argument", "input " + feed.name + " is given twice");
     feeds.push_back(std::move(feed));
@@ -104,19 +104,21 @@ std::vector<Feed> ReadFeeds(SessionState& state, const Napi::Array& records) {
   return feeds;
 }
 
-std::vector<Fetch> ReadFetches(const SessionState& state, const Napi::Array& records) {
+// The outputs' names, and those among them that stay on the GPU.
+std::vector<Fetch> ReadFetches(const SessionState& state, const Napi::Array& names, const Napi::Array& on_device) {
   std::vector<Fetch> fetches;
-  for (uint32_t i = 0; i < records.Length(); ++i) {
-    const Napi::Value record = records.Get(i);
-    if (!record.IsObject()) throw Failure("invalid-argument", "fetches must be objects");
+  for (uint32_t i = 0; i < names.Length(); ++i) {
     Fetch fetch;
-    fetch.name = record.As<Napi::Object>().Get("name").ToString().Utf8Value();
-    fetch.on_device = record.As<Napi::Object>().Get("onDevice").ToBoolean() && state.cuda_device() >= 0;
+    fetch.name = names.Get(i).ToString().Utf8Value();
     if (FindDescription(state.outputs(), fetch.name) == nullptr)
       throw Failure("invalid-argument", fetch.name + " is none of the model's outputs");
     for (const Fetch& other : fetches)
       if (other.name == fetch.name) throw Failure("invalid-argument", "output " + fetch.name + " is asked for twice");
     fetches.push_back(std::move(fetch));
+  }
+  for (uint32_t i = 0; i < on_device.Length() && state.cuda_device() >= 0; ++i) {
+    const std::string name = on_device.Get(i).ToString().Utf8Value();
+    for (Fetch& fetch : fetches) fetch.on_device = fetch.on_device || fetch.name == name;
   }
   if (fetches.empty()) throw Failure("invalid-argument", "a run must ask for at least one output");
   return fetches;
@@ -187,10 +189,11 @@ Napi::Value SessionObject::Run(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     std::shared_ptr<SessionState> state = State();
     std::vector<Feed> feeds = ReadFeeds(*state, ArrayArgument(info, 0, "feeds"));
-    std::vector<Fetch> fetches = ReadFetches(*state, ArrayArgument(info, 1, "fetches"));
-    Ort::RunOptions options = ReadRunOptions(info[2]);
-    return (new RunWorker(info.Env(), std::move(state), std::move(feeds), std::move(fetches), std::move(options)))
-        ->Start();
+    std::vector<Fetch> fetches =
+        ReadFetches(*state, ArrayArgument(info, 1, "fetches"), ArrayArgument(info, 2, "onDevice"));
+    Ort::RunOptions options = ReadRunOptions(info[3]);
+    return RunWorker::Start(std::make_unique<RunWorker>(info.Env(), std::move(state), std::move(feeds),
+                                                        std::move(fetches), std::move(options)));
   });
 }
 

@@ -22,6 +22,16 @@ ValueDescription DescribeValue(std::string name, const Ort::TypeInfo& info) {
 
 }  // namespace
 
+size_t RunHistory::OutputBytes(const std::string& name) const {
+  const auto output = outputs_.find(name);
+  return output != outputs_.end() && output->second.steady ? output->second.bytes : 0;
+}
+
+void RunHistory::AddOutput(const std::string& name, size_t bytes) {
+  const auto [output, is_new] = outputs_.try_emplace(name);
+  output->second = {bytes, !is_new && output->second.bytes == bytes};
+}
+
 SessionState::SessionState(const std::string& model_path, SessionSettings& settings)
     : cuda_device_(settings.CudaDevice()),
       session_(RuntimeEnvironment(), model_path.c_str(), settings.ToOptions()) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "graph_runner.h"
+#include "run_threads.h"
 #include "session_settings.h"
 
 namespace ortflash {
@@ -24,6 +25,25 @@ struct ValueDescription {
   std::vector<std::string> dimension_names;
   // Where a run wants it, for inputs.
   bool on_gpu = false;
+};
+
+// What a session's last runs were like, from which the next may be guessed.
+struct RunHistory {
+  // Whether the last run was over in no time.
+  bool brief = false;
+  // With runs that are likely to be brief.
+  Patience patience;
+
+  // How many bytes an output had in the last two runs, 0 where they differ.
+  size_t OutputBytes(const std::string& name) const;
+  void AddOutput(const std::string& name, size_t bytes);
+
+ private:
+  struct Output {
+    size_t bytes = 0;
+    bool steady = false;
+  };
+  std::map<std::string, Output> outputs_;
 };
 
 // Shared between the JavaScript object and the runs under way: the session closes when the last of them lets go.
@@ -47,8 +67,8 @@ class SessionState {
   OrtAllocator* cpu_allocator() { return *cpu_allocator_; }
   OrtAllocator* pinned_allocator() { return *pinned_allocator_; }
   OrtAllocator* gpu_allocator() { return *gpu_allocator_; }
-  // How many bytes each output had in the last run; touched on JavaScript's thread alone.
-  std::map<std::string, size_t>& last_output_bytes() { return last_output_bytes_; }
+  // Touched on JavaScript's thread alone.
+  RunHistory& history() { return history_; }
   // Where the session captures its runs as CUDA graphs; else null.
   GraphRunner* graphs() { return graphs_.get(); }
 
@@ -63,7 +83,7 @@ class SessionState {
   std::vector<ValueDescription> inputs_;
   std::vector<ValueDescription> outputs_;
   std::vector<std::string> overridable_;
-  std::map<std::string, size_t> last_output_bytes_;
+  RunHistory history_;
   // Last, so that it goes first: its tensors lie in the session's memory.
   std::unique_ptr<GraphRunner> graphs_;
 };

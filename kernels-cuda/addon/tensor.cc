@@ -149,23 +149,22 @@ Napi::Value DeviceTensorObject::Download(const Napi::CallbackInfo& info) {
 
 void DeviceTensorObject::Dispose(const Napi::CallbackInfo&) { tensor_.reset(); }
 
-Feed ReadFeed(SessionState& session, const Napi::Object& record) {
+Feed ReadFeed(SessionState& session, const Napi::Array& record) {
   Feed feed;
-  feed.name = record.Get("name").ToString().Utf8Value();
-  const Napi::Value device = record.Get("device");
-  if (!device.IsUndefined()) {
-    feed.resident = DeviceTensorObject::From(device, feed.name);
+  feed.name = record.Get(uint32_t{0}).ToString().Utf8Value();
+  if (record.Length() == 2) {
+    feed.resident = DeviceTensorObject::From(record.Get(1), feed.name);
     const auto type = FindElementType(feed.resident->value.GetTensorTypeAndShapeInfo().GetElementType());
     if (type) CheckAgainstModel(session, feed.name, *type);
     return feed;
   }
-  const std::string type_name = record.Get("type").ToString().Utf8Value();
+  const std::string type_name = record.Get(1).ToString().Utf8Value();
   const auto type = FindElementType(type_name);
   if (!type) Refuse(feed.name, "has type " + type_name + ", which ONNX does not have");
   CheckAgainstModel(session, feed.name, *type);
-  const std::vector<int64_t> shape = ReadDimensions(feed.name, record.Get("dims"));
+  const std::vector<int64_t> shape = ReadDimensions(feed.name, record.Get(2));
   const uint64_t count = CountElements(feed.name, shape);
-  const Napi::Value data = record.Get("data");
+  const Napi::Value data = record.Get(3);
   if (type->bits == 0) {
     feed.owned = Ort::Value::CreateTensor(Ort::AllocatorWithDefaultOptions(), shape.data(), shape.size(), type->id);
     FillStrings(feed.name, data, count, feed.owned);
@@ -201,17 +200,17 @@ size_t TensorByteLength(const Ort::Value& value) {
   return value.GetTensorSizeInBytes();
 }
 
-Napi::Object CreateResult(Napi::Env env, const Ort::Value& value) {
+Napi::Array CreateResult(Napi::Env env, const Ort::Value& value) {
   const auto info = value.GetTensorTypeAndShapeInfo();
   const ONNXTensorElementDataType type = info.GetElementType();
   const std::vector<int64_t> shape = info.GetShape();
   Napi::Array dimensions = Napi::Array::New(env, shape.size());
   for (size_t i = 0; i < shape.size(); ++i)
     dimensions.Set(static_cast<uint32_t>(i), Napi::Number::New(env, static_cast<double>(shape[i])));
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("type", Napi::String::New(env, std::string(ElementTypeName(type))));
-  result.Set("dims", dimensions);
-  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) result.Set("data", StringsOf(env, value));
+  Napi::Array result = Napi::Array::New(env);
+  result.Set(uint32_t{0}, Napi::String::New(env, std::string(ElementTypeName(type))));
+  result.Set(1, dimensions);
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) result.Set(kResultData, StringsOf(env, value));
   return result;
 }
 

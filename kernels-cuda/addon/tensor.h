@@ -54,12 +54,15 @@ struct Feed {
   const Ort::Value& value() const { return resident ? resident->value : owned; }
 };
 
-// Reads {name, type, dims, data} or {name, device}. `data` is a Uint8Array of the tensor's bytes, or an array of
-// strings. Throws Failure `invalid-tensor` where it does not fit itself or the model.
-Feed ReadFeed(SessionState& session, const Napi::Object& record);
+// Reads [name, type, dims, data] or [name, device]. `data` is a Uint8Array of the tensor's bytes, or an array of
+// strings. Arrays, because looking properties up by name is much of what a small run costs. Throws Failure `invalid-tensor` where it does not fit itself or the model.
+Feed ReadFeed(SessionState& session, const Napi::Array& record);
 
-// A result {type, dims} of JavaScript, for a tensor of strings also its `data`.
-Napi::Object CreateResult(Napi::Env env, const Ort::Value& value);
+// A result [type, dims] of JavaScript, for a tensor of strings also its data.
+Napi::Array CreateResult(Napi::Env env, const Ort::Value& value);
+
+// Where a result's data goes.
+constexpr uint32_t kResultData = 2;
 
 // Bytes of the elements; 0 for strings.
 size_t TensorByteLength(const Ort::Value& value);
