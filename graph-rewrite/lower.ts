@@ -8,7 +8,7 @@ import type { BlockSizes } from './op/body-blocks.js';
 import { parseLayout } from './op/layout.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt, type OrtProvider } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
-import { isRefusal } from './op/site.js';
+import { defined, isRefusal } from './op/site.js';
 import type { LoweredSite, Refusal } from './report.js';
 import { Expression } from './shape/expression.js';
 import { Inference } from './shape/inference.js';
@@ -80,11 +80,6 @@ function takeInBlocks(node: Node, facts: LoweringFacts, functions: FunctionTable
   const attributes = readAttributes(node.proto);
   const given = defined({ mask, hasPast, hasLengths, hasSink, known });
   node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blocks: BLOCKS });
-}
-
-function defined<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
-  return Object.fromEntries(given) as { [K in keyof T]?: Exclude<T[K], undefined> };
 }
 
 function lower(

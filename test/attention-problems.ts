@@ -15,12 +15,7 @@ import {
 } from '../graph-rewrite/op/definition.js';
 import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
 import { type Axis, isMerged, parseLayout } from '../graph-rewrite/op/layout.js';
-import {
-  type AttentionProblem,
-  type ProblemInputs,
-  type ProblemType,
-  resolveProblem,
-} from '../graph-rewrite/op/problem.js';
+import { type AttentionProblem, type ProblemType, resolveProblem } from '../graph-rewrite/op/problem.js';
 import { type ReferenceInputs, referenceAttention } from '../graph-rewrite/op/reference.js';
 
 export type Values = Float32Array | Float64Array | Uint16Array | Uint8Array | BigInt64Array;
@@ -73,7 +68,7 @@ export type Feature =
   | 'sameDimension'
   | 'known';
 
-type Pick = fc.GeneratorValue;
+type Generated = fc.GeneratorValue;
 
 const LAYOUTS = ['BHSD', 'BSHD', 'BS(HD)', 'SB(HD)', 'S(BH)D', '(BH)SD', 'BHDS', 'B(HD)S', '(BH)DS', 'HBSD'];
 const PACKED = ['BS([1/3]HD)', 'BS(H[2/3]D)', '[0/3]BHSD', 'BSH([1/2]D)', 'BS(HD@3/40)', 'BSH(D@2/12)', 'B[1/2]HSD'];
@@ -81,145 +76,203 @@ const PACKED = ['BS([1/3]HD)', 'BS(H[2/3]D)', '[0/3]BHSD', 'BSH([1/2]D)', 'BS(HD
 const SIZE_LIMIT: Readonly<Record<Axis, number>> = { B: 3, H: 3, S: 5, D: 5 };
 
 /** Draws a problem. */
-export function drawProblem(
-  pick: Pick,
-  { opset, type, plain = false, features = {}, headDimensions }: ProblemOptions,
-): TestProblem {
-  const int = (min: number, max: number) => pick(fc.integer, { min, max });
-  const maybe = (odds = 3) => int(0, odds - 1) === 0;
-  const has = (feature: Feature, odds: number) => features[feature] ?? maybe(odds);
-  const of = <T>(...choices: readonly T[]): T => choices[int(0, choices.length - 1)]!;
-
-  const keyHeads = int(1, SIZE_LIMIT.H);
-  const ratio = has('grouped', 2) ? of(2, 3) : 1;
-  const batch = int(1, SIZE_LIMIT.B);
-  const queries = int(1, SIZE_LIMIT.S);
-  const newKeys = has('self', 2) ? queries : int(1, SIZE_LIMIT.S + 1);
-  const dim = headDimensions === undefined ? int(1, SIZE_LIMIT.D) : of(...headDimensions);
-  const valueDim = has('sameDimension', 2) ? dim : int(1, SIZE_LIMIT.D);
-  const hasPast = has('past', 3);
-  const pastKeys = hasPast ? int(0, 4) : 0;
-  const keys = pastKeys + newKeys;
-  const heads = keyHeads * ratio;
-
-  const common = LAYOUTS[int(0, LAYOUTS.length - 1)]!;
-  const layoutFor = (heads_: number, choices: readonly string[]) => {
-    const special = [...(batch === 1 ? ['SHD', 'S(HD)', 'HSD'] : []), ...(heads_ === 1 ? ['BSD', 'SBD'] : [])];
-    return maybe(2) ? common : of(...choices, ...special);
-  };
-  const query = { B: batch, H: heads, S: queries, D: dim };
-  const key = { B: batch, H: keyHeads, S: newKeys, D: dim };
-  const value = { B: batch, H: keyHeads, S: newKeys, D: valueDim };
-  const packed = PACKED.filter((layout) => !layout.includes('@') || (opset >= 10 && features.slices !== false));
-  const inputLayouts = [...LAYOUTS, ...packed.filter((l) => !l.includes('@') || dim * keyHeads * ratio <= 30)];
-  const queryLayout = layoutFor(heads, inputLayouts);
-  const keyLayout = layoutFor(keyHeads, inputLayouts);
-  // Where all are slices, none tells the head dimension, and a value's slice is as wide as the keys.
-  const sliced = (layout: string) => layout.includes('@');
-  let valueLayout = layoutFor(keyHeads, inputLayouts);
-  if (sliced(valueLayout) && valueDim !== dim && !hasPast) valueLayout = 'BHSD';
-  const outputLayout = layoutFor(heads, LAYOUTS);
-  const safeKeyLayout = sliced(queryLayout) && sliced(keyLayout) ? 'BSHD' : keyLayout;
-
-  const merged = (layout: string) => isMerged(parseLayout(layout), 'H');
-  const needsKeyHeads = merged(safeKeyLayout) || merged(valueLayout);
-  const canMask = !plain;
-  const windowed = canMask && has('windows', 3);
-  const attributes: FlashAttentionAttributes = {
-    ...DEFAULT_ATTRIBUTES,
-    scale: maybe(4) ? 0 : of(1, 0.5, 0.3, 0.125, -0.7),
-    isCausal: canMask && has('causal', 2),
-    queryHeads: merged(queryLayout) || merged(outputLayout) || maybe(2) ? heads : 0,
-    keyHeads: needsKeyHeads || maybe(2) ? keyHeads : 0,
-    softcap: has('softcap', 4) ? of(2, 0.75) : 0,
-    leftWindow: windowed ? int(-1, 3) : -1,
-    rightWindow: windowed ? int(-1, 3) : -1,
-    alignEnd: canMask && has('alignEnd', 4),
-    maskedValue: has('finite', 3) ? of(-1e4, -3.4028234663852886e38) : Number.NEGATIVE_INFINITY,
-    softmaxPrecision: has('precision', 4) ? of(1, 10, ...(plain ? [] : [11])) : 0,
-    queryLayout,
-    keyLayout: safeKeyLayout,
-    valueLayout,
-    outputLayout,
-  };
-  const float = (shape: readonly number[]) => drawFloats(pick, type, shape);
-  const hasLengths = canMask && has('lengths', 4);
-  const tensors: Record<string, TestTensor> = {
-    Q: float(physicalShape(queryLayout, query)),
-    K: float(physicalShape(safeKeyLayout, key)),
-    V: float(physicalShape(valueLayout, value)),
-  };
-  if (hasPast) {
-    tensors.past_key = float([batch, keyHeads, pastKeys, dim]);
-    tensors.past_value = float([batch, keyHeads, pastKeys, valueDim]);
-  }
-  if (hasLengths) {
-    const lengths = Array.from({ length: batch }, () => BigInt(int(0, keys)));
-    tensors.nonpad_kv_seqlen = { type: 'int64', shape: [batch], data: BigInt64Array.from(lengths) };
-  }
-  if (has('sink', 5)) tensors.sink = float([heads]);
-  let maskPeriod = 0;
+export function drawProblem(pick: Generated, options: ProblemOptions): TestProblem {
+  const { opset, type } = options;
+  const draw = new Draw(pick, options);
+  const sizes = drawSizes(draw, options);
+  const { query, value, heads, keyHeads } = sizes;
+  const drawn = drawAttributes(draw, sizes, drawLayouts(draw, sizes, options), options);
+  const tensors = drawTensors(draw, sizes, drawn, options);
+  let attributes = drawn;
   let mask: MaskVariant | undefined;
-  if (has('mask', 2)) {
-    maskPeriod = !plain && has('period', 4) ? of(...[1, 2, 3].filter((p) => batch % p === 0)) : 0;
-    const full = [maskPeriod || batch, heads, queries, keys];
-    const drawn = drawMask(pick, type, full, maskPeriod > 0, plain || features.emptyRows === false, features.emptyRows);
-    tensors.attn_mask = drawn.tensor;
-    mask = drawn.variant;
+  if (draw.has('mask', 2)) {
+    const periods = [1, 2, 3].filter((period) => sizes.batch % period === 0);
+    const maskPeriod = !options.plain && draw.has('period', 4) ? draw.of(...periods) : 0;
+    const masked = drawMask(draw, sizes, maskPeriod, options);
+    attributes = { ...drawn, maskPeriod };
+    tensors.attn_mask = masked.tensor;
+    mask = masked.variant;
   }
-  const withPeriod = { ...attributes, maskPeriod };
-  const known = has('known', 2)
-    ? { headDimension: dim, valueDimension: valueDim, queryHeads: heads, keyHeads }
-    : undefined;
+  const known = { headDimension: query.D, valueDimension: value.D, queryHeads: heads, keyHeads };
   return {
-    attributes: withPeriod,
-    tensors: tensors as unknown as TestTensors,
-    problem: resolveProblem(withPeriod, tensors as unknown as ProblemInputs),
+    attributes,
+    tensors,
+    problem: resolveProblem(attributes, tensors),
     variant: {
-      attributes: withPeriod,
+      attributes,
       elementType: dataTypeOf(type),
       opset,
-      hasPast,
-      hasLengths,
+      hasPast: tensors.past_key !== undefined,
+      hasLengths: tensors.nonpad_kv_seqlen !== undefined,
       hasSink: tensors.sink !== undefined,
       ...(mask === undefined ? {} : { mask }),
-      ...(known === undefined ? {} : { known }),
+      ...(draw.has('known', 2) ? { known } : {}),
     },
   };
 }
 
-function drawMask(
-  pick: Pick,
-  type: 'float32' | 'float16',
-  full: readonly number[],
-  isPeriodic: boolean,
-  spansKeys: boolean,
-  emptyRows?: boolean,
-) {
-  const int = (min: number, max: number) => pick(fc.integer, { min, max });
-  const rank = isPeriodic ? 4 : int(0, 4);
-  const shape = full.slice(4 - rank).map((size, i) => (int(0, 2) === 0 && !(isPeriodic && i === 0) ? 1 : size));
-  const mayBeShorter = !spansKeys && int(0, 2) === 0;
-  if (mayBeShorter && rank > 0 && shape.at(-1)! > 2) shape[rank - 1] = int(2, shape.at(-1)!);
+/** Draws choices, and the features that a caller leaves open. */
+class Draw {
+  constructor(
+    readonly pick: Generated,
+    readonly options: ProblemOptions,
+  ) {}
+
+  int(min: number, max: number): number {
+    return this.pick(fc.integer, { min, max });
+  }
+
+  /** True once in so many times. */
+  maybe(odds = 3): boolean {
+    return this.int(0, odds - 1) === 0;
+  }
+
+  has(feature: Feature, odds: number): boolean {
+    return this.options.features?.[feature] ?? this.maybe(odds);
+  }
+
+  of<T>(...choices: readonly T[]): T {
+    return choices[this.int(0, choices.length - 1)]!;
+  }
+}
+
+interface DrawnSizes {
+  readonly batch: number;
+  readonly heads: number;
+  readonly keyHeads: number;
+  /** Undefined where there is no past. */
+  readonly pastKeys: number | undefined;
+  readonly keys: number;
+  readonly query: Readonly<Record<Axis, number>>;
+  readonly key: Readonly<Record<Axis, number>>;
+  readonly value: Readonly<Record<Axis, number>>;
+}
+
+function drawSizes(draw: Draw, { headDimensions }: ProblemOptions): DrawnSizes {
+  const keyHeads = draw.int(1, SIZE_LIMIT.H);
+  const heads = keyHeads * (draw.has('grouped', 2) ? draw.of(2, 3) : 1);
+  const batch = draw.int(1, SIZE_LIMIT.B);
+  const queries = draw.int(1, SIZE_LIMIT.S);
+  const newKeys = draw.has('self', 2) ? queries : draw.int(1, SIZE_LIMIT.S + 1);
+  const dimension = headDimensions === undefined ? draw.int(1, SIZE_LIMIT.D) : draw.of(...headDimensions);
+  const valueDimension = draw.has('sameDimension', 2) ? dimension : draw.int(1, SIZE_LIMIT.D);
+  const pastKeys = draw.has('past', 3) ? draw.int(0, 4) : undefined;
+  const sizes = (H: number, S: number, D: number) => ({ B: batch, H, S, D });
+  return {
+    batch,
+    heads,
+    keyHeads,
+    pastKeys,
+    keys: (pastKeys ?? 0) + newKeys,
+    query: sizes(heads, queries, dimension),
+    key: sizes(keyHeads, newKeys, dimension),
+    value: sizes(keyHeads, newKeys, valueDimension),
+  };
+}
+
+type Layouts = Pick<FlashAttentionAttributes, 'queryLayout' | 'keyLayout' | 'valueLayout' | 'outputLayout'>;
+
+function drawLayouts(draw: Draw, sizes: DrawnSizes, { opset, features = {} }: ProblemOptions): Layouts {
+  const { batch, heads, keyHeads, query, value, pastKeys } = sizes;
+  const common = draw.of(...LAYOUTS);
+  const layoutFor = (count: number, choices: readonly string[]) => {
+    const special = [...(batch === 1 ? ['SHD', 'S(HD)', 'HSD'] : []), ...(count === 1 ? ['BSD', 'SBD'] : [])];
+    return draw.maybe(2) ? common : draw.of(...choices, ...special);
+  };
+  const isSliced = (layout: string) => layout.includes('@');
+  const canSlice = opset >= 10 && features.slices !== false && query.D * heads <= 30;
+  const inputs = [...LAYOUTS, ...PACKED.filter((layout) => canSlice || !isSliced(layout))];
+  const queryLayout = layoutFor(heads, inputs);
+  const keyLayout = layoutFor(keyHeads, inputs);
+  const valueLayout = layoutFor(keyHeads, inputs);
+  // Where all are slices, none tells the head dimension, and a value's slice is as wide as the keys.
+  const isValueOpen = isSliced(valueLayout) && value.D !== query.D && pastKeys === undefined;
+  return {
+    queryLayout,
+    keyLayout: isSliced(queryLayout) && isSliced(keyLayout) ? 'BSHD' : keyLayout,
+    valueLayout: isValueOpen ? 'BHSD' : valueLayout,
+    outputLayout: layoutFor(heads, LAYOUTS),
+  };
+}
+
+function drawAttributes(
+  draw: Draw,
+  { heads, keyHeads }: DrawnSizes,
+  layouts: Layouts,
+  { plain: isPlain = false }: ProblemOptions,
+): FlashAttentionAttributes {
+  const merges = (...names: (keyof Layouts)[]) => names.some((name) => isMerged(parseLayout(layouts[name]), 'H'));
+  const isWindowed = !isPlain && draw.has('windows', 3);
+  return {
+    ...DEFAULT_ATTRIBUTES,
+    ...layouts,
+    scale: draw.maybe(4) ? 0 : draw.of(1, 0.5, 0.3, 0.125, -0.7),
+    isCausal: !isPlain && draw.has('causal', 2),
+    queryHeads: merges('queryLayout', 'outputLayout') || draw.maybe(2) ? heads : 0,
+    keyHeads: merges('keyLayout', 'valueLayout') || draw.maybe(2) ? keyHeads : 0,
+    softcap: draw.has('softcap', 4) ? draw.of(2, 0.75) : 0,
+    leftWindow: isWindowed ? draw.int(-1, 3) : -1,
+    rightWindow: isWindowed ? draw.int(-1, 3) : -1,
+    alignEnd: !isPlain && draw.has('alignEnd', 4),
+    maskedValue: draw.has('finite', 3) ? draw.of(-1e4, -3.4028234663852886e38) : Number.NEGATIVE_INFINITY,
+    softmaxPrecision: draw.has('precision', 4) ? draw.of(1, 10, ...(isPlain ? [] : [11])) : 0,
+  };
+}
+
+/** All inputs but the mask. */
+function drawTensors(
+  draw: Draw,
+  { batch, heads, keyHeads, pastKeys, keys, query, key, value }: DrawnSizes,
+  { queryLayout, keyLayout, valueLayout }: Layouts,
+  { type, plain: isPlain = false }: ProblemOptions,
+): DrawnTensors {
+  const float = (shape: readonly number[]) => drawFloats(draw, type, shape);
+  const hasLengths = !isPlain && draw.has('lengths', 4);
+  const tensors: DrawnTensors = {
+    Q: float(physicalShape(queryLayout, query)),
+    K: float(physicalShape(keyLayout, key)),
+    V: float(physicalShape(valueLayout, value)),
+  };
+  if (pastKeys !== undefined) {
+    tensors.past_key = float([batch, keyHeads, pastKeys, key.D]);
+    tensors.past_value = float([batch, keyHeads, pastKeys, value.D]);
+  }
+  if (hasLengths) {
+    const lengths = Array.from({ length: batch }, () => BigInt(draw.int(0, keys)));
+    tensors.nonpad_kv_seqlen = { type: 'int64', shape: [batch], data: BigInt64Array.from(lengths) };
+  }
+  if (draw.has('sink', 5)) tensors.sink = float([heads]);
+  return tensors;
+}
+
+type DrawnTensors = { -readonly [K in keyof TestTensors]: TestTensors[K] };
+
+function drawMask(draw: Draw, sizes: DrawnSizes, period: number, { type, plain, features }: ProblemOptions) {
+  const full = [period || sizes.batch, sizes.heads, sizes.query.S, sizes.keys];
+  const emptyRows = features?.emptyRows;
+  const rank = period > 0 ? 4 : draw.int(0, 4);
+  const shape = full.slice(4 - rank).map((size, i) => (draw.maybe() && !(period > 0 && i === 0) ? 1 : size));
+  const mayBeShorter = !plain && emptyRows !== false && draw.maybe();
+  if (mayBeShorter && rank > 0 && shape.at(-1)! > 2) shape[rank - 1] = draw.int(2, shape.at(-1)!);
   const count = shape.reduce((a, b) => a * b, 1);
-  const kind = int(0, 1) === 0 ? 'boolean' : 'additive';
+  const kind = draw.of('boolean', 'additive');
   const last = shape.at(-1) ?? 1;
   // Without empty rows, the first key always stays.
-  const out = Array.from({ length: count }, (_, i) => int(0, 2) === 0 && (emptyRows !== false || i % last > 0));
-  const floats = out.map((isOut) => (isOut ? Number.NEGATIVE_INFINITY : int(-8, 8) / 4));
+  const out = Array.from({ length: count }, (_, i) => draw.maybe() && (emptyRows !== false || i % last > 0));
+  const floats = out.map((isOut) => (isOut ? Number.NEGATIVE_INFINITY : draw.int(-8, 8) / 4));
   const tensor: TestTensor =
     kind === 'boolean'
       ? { type: 'bool', shape, data: Uint8Array.from(out, (isOut) => (isOut ? 0 : 1)) }
       : { type, shape, data: type === 'float16' ? encodeHalf(floats, type) : Float32Array.from(floats) };
   // Some row may be empty unless no element is masked at all.
-  const mayEmptyRows = emptyRows ?? (mayBeShorter || out.includes(true) || int(0, 1) === 0);
+  const mayEmptyRows = emptyRows ?? (mayBeShorter || out.includes(true) || draw.maybe(2));
   return { tensor, variant: { kind, rank, mayBeShorter, mayEmptyRows } as const };
 }
 
-function drawFloats(pick: Pick, type: 'float32' | 'float16', shape: readonly number[]): TestTensor {
+function drawFloats(draw: Draw, type: 'float32' | 'float16', shape: readonly number[]): TestTensor {
   const count = shape.reduce((a, b) => a * b, 1);
   // One drawn seed for each tensor: thousands of drawn numbers would only slow the search down.
-  let state = pick(fc.integer, { min: 1, max: 0x7ffffffe });
+  let state = draw.int(1, 0x7ffffffe);
   const next = () => {
     state = (state * 48271) % 0x7fffffff;
     return (state / 0x7fffffff) * 4 - 2;

@@ -72,77 +72,85 @@ type FloatType = Exclude<ProblemType, 'bool' | 'int64'>;
  * @throws OrtFlashError `invalid-tensor` with the input's name and shape, where something does not fit.
  */
 export function resolveProblem(attributes: FlashAttentionAttributes, inputs: ProblemInputs): AttentionProblem {
-  const { Q, K, V, past_key: pastKey, past_value: pastValue } = inputs;
-  const see = (name: FlashAttentionInput, tensor: TensorDescription, layout: string, heads: number, dim?: number) =>
-    resolveLayout(parseLayout(layout), tensor.shape, {
-      ...(heads > 0 ? { H: heads } : {}),
-      ...(dim === undefined ? {} : { D: dim }),
-    }) ?? fail(name, tensor, 'does not fit');
-  // A sliced dimension tells nothing of the head dimension; the other of Q and K does.
-  const sliced = (layout: string) => /D[^)]*@/.test(layout);
-  const query0 = sliced(attributes.queryLayout)
-    ? undefined
-    : see('Q', Q, attributes.queryLayout, attributes.queryHeads);
-  const key0 = sliced(attributes.keyLayout) ? undefined : see('K', K, attributes.keyLayout, attributes.keyHeads);
-  const value0 = sliced(attributes.valueLayout) ? undefined : see('V', V, attributes.valueLayout, attributes.keyHeads);
-  const dim = query0?.size.D ?? key0?.size.D ?? pastKey?.shape[3] ?? value0?.size.D;
-  const query = query0 ?? see('Q', Q, attributes.queryLayout, attributes.queryHeads, dim);
-  const key = key0 ?? see('K', K, attributes.keyLayout, attributes.keyHeads, dim);
-  const value = value0 ?? see('V', V, attributes.valueLayout, attributes.keyHeads, pastValue?.shape[3] ?? dim);
-
+  const { query, key, value } = resolveTensors(attributes, inputs);
   const type = checkTypes(inputs);
-  const size = { batch: query.size.B, queryHeads: query.size.H, keyHeads: key.size.H };
-  require(key.size.B === size.batch, 'K', K, `must have batch ${size.batch}, as Q`);
-  require(value.size.B === size.batch, 'V', V, `must have batch ${size.batch}, as Q`);
-  require(value.size.H === size.keyHeads, 'V', V, `must have ${size.keyHeads} heads, as K`);
-  require(value.size.S === key.size.S, 'V', V, `must have ${key.size.S} positions, as K`);
-  require(key.size.D === query.size.D, 'K', K, `must have head dimension ${query.size.D}, as Q`);
-  require(size.keyHeads > 0 &&
-    size.queryHeads % size.keyHeads === 0, 'K', K, `must have a number of heads that divides ${size.queryHeads}`);
-
-  const pastKeys = checkPast(inputs, size.batch, key, value);
-  const keys = pastKeys + key.size.S;
-  const present = (d: number) => [size.batch, size.keyHeads, keys, d];
+  checkSizes(inputs, query.size, key.size, value.size);
+  const { B: batch, H: queryHeads, S: queries, D: headDimension } = query.size;
+  const { H: keyHeads, S: newKeys } = key.size;
+  const valueDimension = value.size.D;
+  const pastKeys = checkPast(inputs, batch, key, value);
+  const keys = pastKeys + newKeys;
+  checkSmallInputs(inputs, batch, queryHeads);
+  const present = (dimension: number) =>
+    inputs.past_key === undefined ? undefined : [batch, keyHeads, keys, dimension];
   const outputLayout = parseLayout(attributes.outputLayout);
-  const outputShape = layoutShape(outputLayout, {
-    B: size.batch,
-    H: size.queryHeads,
-    S: query.size.S,
-    D: value.size.D,
-  });
-  checkSmallInputs(inputs, size.batch, size.queryHeads);
+  const outputSize = { B: batch, H: queryHeads, S: queries, D: valueDimension };
+  const outputShape = layoutShape(outputLayout, outputSize);
+  const { scale, softcap, isCausal, leftWindow, rightWindow, alignEnd, maskedValue } = attributes;
   return {
     type,
-    ...size,
-    queries: query.size.S,
-    newKeys: key.size.S,
+    batch,
+    queryHeads,
+    keyHeads,
+    queries,
+    newKeys,
     pastKeys,
     keys,
-    headDimension: query.size.D,
-    valueDimension: value.size.D,
+    headDimension,
+    valueDimension,
     query,
     key,
     value,
-    output: resolveLayout(outputLayout, outputShape, {
-      H: size.queryHeads,
-      D: value.size.D,
-      B: size.batch,
-      S: query.size.S,
-    }),
+    output: resolveLayout(outputLayout, outputShape, outputSize),
     outputShape,
-    presentKeyShape: pastKey === undefined ? undefined : present(query.size.D),
-    presentValueShape: pastValue === undefined ? undefined : present(value.size.D),
-    mask: describeMask(attributes, inputs, [size.batch, size.queryHeads, query.size.S, keys]),
+    presentKeyShape: present(headDimension),
+    presentValueShape: present(valueDimension),
+    mask: describeMask(attributes, inputs, [batch, queryHeads, queries, keys]),
     hasLengths: inputs.nonpad_kv_seqlen !== undefined,
     hasSink: inputs.sink !== undefined,
-    scale: attributes.scale === 0 ? 1 / Math.sqrt(query.size.D) : attributes.scale,
-    softcap: attributes.softcap,
-    isCausal: attributes.isCausal,
-    leftWindow: attributes.leftWindow,
-    rightWindow: attributes.rightWindow,
-    alignEnd: attributes.alignEnd,
-    maskedValue: attributes.maskedValue,
+    scale: scale === 0 ? 1 / Math.sqrt(headDimension) : scale,
+    softcap,
+    isCausal,
+    leftWindow,
+    rightWindow,
+    alignEnd,
+    maskedValue,
   };
+}
+
+/** Q, K and V as their layouts have them. */
+function resolveTensors(attributes: FlashAttentionAttributes, inputs: ProblemInputs) {
+  const { queryLayout, keyLayout, valueLayout, queryHeads, keyHeads } = attributes;
+  const { Q, K, V, past_key: pastKey, past_value: pastValue } = inputs;
+  const see = (tensor: TensorDescription, layout: string, heads: number, dimension?: number) =>
+    resolveLayout(parseLayout(layout), tensor.shape, {
+      ...(heads > 0 ? { H: heads } : {}),
+      ...(dimension === undefined ? {} : { D: dimension }),
+    });
+  // A sliced dimension tells nothing of the head dimension; the other of Q and K does.
+  const seeWhole = (tensor: TensorDescription, layout: string, heads: number) =>
+    /D[^)]*@/.test(layout) ? undefined : see(tensor, layout, heads);
+  const query = seeWhole(Q, queryLayout, queryHeads);
+  const key = seeWhole(K, keyLayout, keyHeads);
+  const value = seeWhole(V, valueLayout, keyHeads);
+  const dimension = query?.size.D ?? key?.size.D ?? pastKey?.shape[3] ?? value?.size.D;
+  return {
+    query: query ?? see(Q, queryLayout, queryHeads, dimension),
+    key: key ?? see(K, keyLayout, keyHeads, dimension),
+    value: value ?? see(V, valueLayout, keyHeads, pastValue?.shape[3] ?? dimension),
+  };
+}
+
+type Sizes = StridedTensor['size'];
+
+function checkSizes({ K, V }: ProblemInputs, query: Sizes, key: Sizes, value: Sizes): void {
+  require(key.B === query.B, 'K', K, `must have batch ${query.B}, as Q`);
+  require(value.B === query.B, 'V', V, `must have batch ${query.B}, as Q`);
+  require(value.H === key.H, 'V', V, `must have ${key.H} heads, as K`);
+  require(value.S === key.S, 'V', V, `must have ${key.S} positions, as K`);
+  require(key.D === query.D, 'K', K, `must have head dimension ${query.D}, as Q`);
+  const divides = key.H > 0 && query.H % key.H === 0;
+  require(divides, 'K', K, `must have a number of heads that divides ${query.H}`);
 }
 
 function fail(name: FlashAttentionInput, tensor: TensorDescription, why: string): never {

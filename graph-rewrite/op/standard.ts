@@ -2,7 +2,7 @@
 import { DataType, type NodeProto } from '../onnx/proto.js';
 import type { Refusal } from '../report.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './definition.js';
-import { AttributeReader, type FusedSite, type NodeFacts, present, refuse } from './site.js';
+import { AttributeReader, defined, type FusedSite, isRefusal, type NodeFacts, present, refuse } from './site.js';
 
 const KNOWN_ATTRIBUTES = [
   'is_causal',
@@ -28,30 +28,75 @@ export function isStandardAttention(node: NodeProto): boolean {
  * (version 24: nonpad_kv_seqlen less queries where that is given) and zeroes rows without keys, as FlashAttention does.
  */
 export function readStandardAttention(node: NodeProto, facts: NodeFacts): FusedSite | Refusal {
-  const [Q, K, V] = [0, 1, 2].map((i) => present(node.input, i));
-  if (Q === undefined || K === undefined || V === undefined) return refuse('Q, K and V must be given');
-  const read = new AttributeReader(node);
-  const unknown = read.unknown(KNOWN_ATTRIBUTES);
+  const inputs = readInputs(node);
+  if (!hasTensors(inputs)) return refuse('Q, K and V must be given');
+  const outputs = {
+    Y: node.output[0] ?? '',
+    ...defined({ present_key: usedOutput(node, 1, facts), present_value: usedOutput(node, 2, facts) }),
+  };
+  const wrong = checkVersion(node, facts) ?? checkPast(inputs, outputs) ?? checkWeights(node, facts);
+  if (wrong !== undefined) return wrong;
+  const mask = readMask(inputs, facts);
+  if (mask !== undefined && isRefusal(mask)) return mask;
+  const attributes = readAttributes(node, inputs, facts);
+  if (isRefusal(attributes)) return attributes;
+  return {
+    attributes,
+    inputs,
+    outputs,
+    nodes: [],
+    nodesAfter: [],
+    ...defined({ mask }),
+    maskMayBeShorter: mask !== undefined,
+  };
+}
+
+type Inputs = Partial<FusedSite['inputs']>;
+
+/** In the standard's order, which is that of FlashAttention's inputs. */
+function readInputs(node: NodeProto): Inputs {
+  return defined({
+    Q: present(node.input, 0),
+    K: present(node.input, 1),
+    V: present(node.input, 2),
+    attn_mask: present(node.input, 3),
+    past_key: present(node.input, 4),
+    past_value: present(node.input, 5),
+    nonpad_kv_seqlen: present(node.input, 6),
+  });
+}
+
+function hasTensors(inputs: Inputs): inputs is FusedSite['inputs'] {
+  return [inputs.Q, inputs.K, inputs.V].every((name) => name !== undefined);
+}
+
+function checkVersion(node: NodeProto, { opset }: NodeFacts): Refusal | undefined {
+  const unknown = new AttributeReader(node).unknown(KNOWN_ATTRIBUTES);
   if (unknown !== undefined) return refuse(`Attention's attribute "${unknown}" is not known`);
-  if (facts.opset > 25) return refuse(`Attention of opset ${facts.opset} is newer than the 25 that is understood`);
+  return opset > 25 ? refuse(`Attention of opset ${opset} is newer than the 25 that is understood`) : undefined;
+}
 
-  const attn_mask = present(node.input, 3);
-  const past_key = present(node.input, 4);
-  const past_value = present(node.input, 5);
-  const nonpad_kv_seqlen = present(node.input, 6);
+function checkPast({ past_key, past_value }: Inputs, outputs: FusedSite['outputs']): Refusal | undefined {
   if ((past_key === undefined) !== (past_value === undefined)) return refuse('past_key or past_value is given alone');
-  const present_key = usedOutput(node, 1, facts);
-  const present_value = usedOutput(node, 2, facts);
-  if (past_key === undefined && (present_key ?? present_value) !== undefined) {
-    return refuse('present_key or present_value is used without a past', present_key ?? present_value);
-  }
-  const weights = usedOutput(node, 3, facts);
-  if (weights !== undefined) return refuse('qk_matmul_output is used, which FlashAttention never holds', weights);
-  const wrongMask = checkMask(attn_mask, Q, facts);
-  if (wrongMask !== undefined) return wrongMask;
+  const made = outputs.present_key ?? outputs.present_value;
+  if (past_key !== undefined || made === undefined) return undefined;
+  return refuse('present_key or present_value is used without a past', made);
+}
 
+function checkWeights(node: NodeProto, facts: NodeFacts): Refusal | undefined {
+  const weights = usedOutput(node, 3, facts);
+  if (weights === undefined) return undefined;
+  return refuse('qk_matmul_output is used, which FlashAttention never holds', weights);
+}
+
+function readAttributes(
+  node: NodeProto,
+  { Q, K, V }: FusedSite['inputs'],
+  facts: NodeFacts,
+): FlashAttentionAttributes | Refusal {
   const layouts = readLayouts([Q, K, V], facts);
-  if ('reason' in layouts) return layouts;
+  if (isRefusal(layouts)) return layouts;
+  const read = new AttributeReader(node);
   const attributes: FlashAttentionAttributes = {
     ...DEFAULT_ATTRIBUTES,
     ...layouts,
@@ -70,33 +115,7 @@ export function readStandardAttention(node: NodeProto, facts: NodeFacts): FusedS
   }
   // A scale of 0 is FlashAttention's word for the default.
   if (attributes.scale === 0 && node.attribute.some((a) => a.name === 'scale')) return refuse('scale is 0');
-  return {
-    attributes,
-    inputs: {
-      Q,
-      K,
-      V,
-      ...(attn_mask === undefined ? {} : { attn_mask }),
-      ...(past_key === undefined || past_value === undefined ? {} : { past_key, past_value }),
-      ...(nonpad_kv_seqlen === undefined ? {} : { nonpad_kv_seqlen }),
-    },
-    outputs: {
-      Y: node.output[0] ?? '',
-      ...(present_key === undefined ? {} : { present_key }),
-      ...(present_value === undefined ? {} : { present_value }),
-    },
-    nodes: [],
-    nodesAfter: [],
-    ...(attn_mask === undefined
-      ? {}
-      : {
-          mask: {
-            kind: facts.typeOf(attn_mask) === DataType.BOOL ? 'boolean' : 'additive',
-            rank: facts.rankOf(attn_mask) ?? 0,
-          },
-        }),
-    maskMayBeShorter: attn_mask !== undefined,
-  };
+  return attributes;
 }
 
 function usedOutput(node: NodeProto, index: number, facts: NodeFacts): string | undefined {
@@ -104,7 +123,7 @@ function usedOutput(node: NodeProto, index: number, facts: NodeFacts): string | 
   return name !== undefined && facts.isUsed(name) ? name : undefined;
 }
 
-function checkMask(mask: string | undefined, Q: string, facts: NodeFacts): Refusal | undefined {
+function readMask({ attn_mask: mask, Q }: FusedSite['inputs'], facts: NodeFacts): FusedSite['mask'] | Refusal {
   if (mask === undefined) return undefined;
   const type = facts.typeOf(mask);
   const rank = facts.rankOf(mask);
@@ -112,7 +131,8 @@ function checkMask(mask: string | undefined, Q: string, facts: NodeFacts): Refus
   if (type !== DataType.BOOL && type !== facts.typeOf(Q)) {
     return refuse('attn_mask is neither boolean nor of the type of Q', mask);
   }
-  return rank > 4 ? refuse(`attn_mask has rank ${rank}, 4 is the most`, mask) : undefined;
+  if (rank > 4) return refuse(`attn_mask has rank ${rank}, 4 is the most`, mask);
+  return { kind: type === DataType.BOOL ? 'boolean' : 'additive', rank };
 }
 
 type Layouts = Pick<FlashAttentionAttributes, 'queryLayout' | 'keyLayout' | 'valueLayout' | 'outputLayout'>;
