@@ -15,6 +15,7 @@ import {
 } from '../graph-rewrite/op/definition.js';
 import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
 import { type Axis, isMerged, parseLayout } from '../graph-rewrite/op/layout.js';
+import { flashAttentionNode } from '../graph-rewrite/op/node.js';
 import { type AttentionProblem, type ProblemType, resolveProblem } from '../graph-rewrite/op/problem.js';
 import { type ReferenceInputs, referenceAttention } from '../graph-rewrite/op/reference.js';
 
@@ -375,4 +376,51 @@ export function difference(
     if (!isSame) return `element ${i} is ${actual[i]}, expected ${expected[i]}`;
   }
   return undefined;
+}
+
+const TOLERANCE = {
+  float32: { absolute: 2e-5, relative: 2e-5 },
+  // Scores of magnitude 8 rounded to 11 bits shift a weight by half a percent.
+  float16: { absolute: 2e-2, relative: 1e-2 },
+} as const;
+
+const outputNames = ({ variant }: TestProblem) => ['Y', ...(variant.hasPast ? ['present_key', 'present_value'] : [])];
+
+const elementTypeOf = ({ tensors }: TestProblem) => tensors.Q.type as 'float32' | 'float16';
+
+/** The node that computes a problem; its inputs and outputs have the names that the operator gives them. */
+export function nodeOf(drawn: TestProblem, overload?: string): NodeProto {
+  const named = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, name]));
+  return flashAttentionNode({
+    attributes: drawn.attributes,
+    inputs: named(Object.keys(drawn.tensors)) as Record<'Q' | 'K' | 'V', string>,
+    outputs: named(outputNames(drawn)) as Record<'Y', string>,
+    name: 'site',
+    ...(overload === undefined ? {} : { overload }),
+  });
+}
+
+/**
+ * Runs nodes that compute a problem in stock ONNX Runtime.
+ * @returns what differs from the reference; undefined where nothing does
+ */
+export async function runProblem(
+  drawn: TestProblem,
+  parts: Pick<ModelParts, 'nodes' | 'functions' | 'domains'>,
+  dynamic = false,
+): Promise<string | undefined> {
+  const { tensors, variant, problem } = drawn;
+  const type = elementTypeOf(drawn);
+  const outputs = Object.fromEntries(outputNames(drawn).map((name) => [name, type]));
+  const model = buildModel({ ...parts, inputs: tensors, outputs, opset: variant.opset }, dynamic);
+  const { Y, present_key, present_value } = await runModel(model, tensors);
+  const reference = referenceOf(drawn);
+  if (Y!.shape.join() !== problem.outputShape.join()) return `shape (${Y!.shape})`;
+  const found = difference(Y!.data, reference.Y, TOLERANCE[type]);
+  if (found !== undefined || !variant.hasPast) return found;
+  const exact = { absolute: 0, relative: 0 };
+  return (
+    difference(present_key!.data, reference.presentKey!, exact) ??
+    difference(present_value!.data, reference.presentValue!, exact)
+  );
 }

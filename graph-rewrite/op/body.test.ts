@@ -1,55 +1,23 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {
-  buildModel,
   describeProblem,
-  difference,
   drawProblem,
+  nodeOf,
   physicalShape,
-  referenceOf,
-  runModel,
+  runProblem,
   type TestProblem,
 } from '../../test/attention-problems.js';
 import { OrtFlashError } from '../errors.js';
 import { DataType } from '../onnx/proto.js';
 import { BLOCKWISE_OPSET, type FunctionVariant, functionFor, overloadName } from './body.js';
 import { DEFAULT_ATTRIBUTES } from './definition.js';
-import { flashAttentionNode } from './node.js';
 import { resolveProblem } from './problem.js';
 
-const TOLERANCE = {
-  float32: { absolute: 2e-5, relative: 2e-5 },
-  // Scores of magnitude 8 rounded to 11 bits shift a weight by half a percent.
-  float16: { absolute: 2e-2, relative: 1e-2 },
-} as const;
-
 /** Runs the node with its body in stock ONNX Runtime; says what differs from the reference. */
-async function runBody(drawn: TestProblem, dynamic: boolean): Promise<string | undefined> {
-  const { attributes, tensors, variant, problem } = drawn;
-  const type = tensors.Q.type as 'float32' | 'float16';
-  const names = ['Y', ...(variant.hasPast ? ['present_key', 'present_value'] : [])];
-  const body = functionFor(variant);
-  const node = flashAttentionNode({
-    attributes,
-    inputs: Object.fromEntries(Object.keys(tensors).map((name) => [name, name])) as { Q: string; K: string; V: string },
-    outputs: Object.fromEntries(names.map((name) => [name, name])) as { Y: string },
-    name: 'attention',
-    overload: overloadName(variant),
-  });
-  const outputs = Object.fromEntries(names.map((name) => [name, type]));
-  const model = buildModel(
-    { nodes: [node], functions: [body], inputs: tensors, outputs, opset: variant.opset },
-    dynamic,
-  );
-  const results = await runModel(model, tensors);
-  const reference = referenceOf(drawn);
-  if (results.Y!.shape.join() !== problem.outputShape.join()) return `shape (${results.Y!.shape})`;
-  const found = difference(results.Y!.data, reference.Y, TOLERANCE[type]);
-  if (found !== undefined || !variant.hasPast) return found;
-  return (
-    difference(results.present_key!.data, reference.presentKey!, { absolute: 0, relative: 0 }) ??
-    difference(results.present_value!.data, reference.presentValue!, { absolute: 0, relative: 0 })
-  );
+function runBody(drawn: TestProblem, dynamic: boolean): Promise<string | undefined> {
+  const parts = { nodes: [nodeOf(drawn, overloadName(drawn.variant))], functions: [functionFor(drawn.variant)] };
+  return runProblem(drawn, parts, dynamic);
 }
 
 // Every opset that changes an operator the bodies use, and those that exporters write most.

@@ -1,16 +1,14 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {
-  buildModel,
   describeProblem,
-  difference,
   drawProblem,
+  nodeOf,
   type ProblemOptions,
-  referenceOf,
-  runModel,
+  runProblem,
   type TestProblem,
 } from '../../test/attention-problems.js';
-import { DataType } from '../onnx/proto.js';
+import { DataType, type NodeProto } from '../onnx/proto.js';
 import type { Refusal } from '../report.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './definition.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt } from './lower.js';
@@ -18,41 +16,15 @@ import { flashAttentionNode } from './node.js';
 import { type ProblemInputs, resolveProblem } from './problem.js';
 import { isRefusal } from './site.js';
 
-const TOLERANCE = {
-  float32: { absolute: 2e-5, relative: 2e-5 },
-  float16: { absolute: 2e-2, relative: 1e-2 },
-} as const;
-
-type Lower = (node: ReturnType<typeof flashAttentionNode>, facts: LoweringFacts) => Lowered | Refusal;
+type Lower = (node: NodeProto, facts: LoweringFacts) => Lowered | Refusal;
 
 /** Lowers a problem's node and runs it; says what differs from the reference, or why it was refused. */
 async function runLowered(drawn: TestProblem, lower: Lower) {
-  const { attributes, tensors, variant, problem } = drawn;
-  const type = tensors.Q.type as 'float32' | 'float16';
-  const names = ['Y', ...(variant.hasPast ? ['present_key', 'present_value'] : [])];
-  const node = flashAttentionNode({
-    attributes,
-    inputs: Object.fromEntries(Object.keys(tensors).map((name) => [name, name])) as { Q: string; K: string; V: string },
-    outputs: Object.fromEntries(names.map((name) => [name, name])) as { Y: string },
-    name: 'site',
-  });
-  const lowered = lower(node, { ...variant, provider: 'cpu', isSelfAttention: problem.queries === problem.newKeys });
+  const { variant, problem } = drawn;
+  const isSelfAttention = problem.queries === problem.newKeys;
+  const lowered = lower(nodeOf(drawn), { ...variant, provider: 'cpu', isSelfAttention });
   if (isRefusal(lowered)) return { refused: lowered.reason };
-  const outputs = Object.fromEntries(names.map((name) => [name, type]));
-  const model = buildModel({ ...lowered, inputs: tensors, outputs, opset: variant.opset });
-  const results = await runModel(model, tensors);
-  const reference = referenceOf(drawn);
-  const operators = lowered.nodes.map((n) => n.op_type);
-  if (results.Y!.shape.join() !== problem.outputShape.join())
-    return { operators, found: `shape (${results.Y!.shape})` };
-  const exact = { absolute: 0, relative: 0 };
-  const found =
-    difference(results.Y!.data, reference.Y, TOLERANCE[type]) ??
-    (variant.hasPast
-      ? (difference(results.present_key!.data, reference.presentKey!, exact) ??
-        difference(results.present_value!.data, reference.presentValue!, exact))
-      : undefined);
-  return { operators, found };
+  return { operators: lowered.nodes.map((n) => n.op_type), found: await runProblem(drawn, lowered) };
 }
 
 interface Family {
