@@ -66,7 +66,7 @@ export function lowerModel(proto: ModelProto, target: LoweringTarget, provider: 
 
 function mayTakeBlocks({ opset, provider }: LoweringFacts): boolean {
   // A Loop on a GPU waits for the CPU in each turn.
-  return opset >= BLOCKWISE_OPSET && provider !== 'cuda';
+  return opset >= BLOCKWISE_OPSET && provider === 'cpu';
 }
 
 /** Whether all scores are many: not those of a decoder's one query, after a past that the operator does not copy. */

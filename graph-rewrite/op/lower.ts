@@ -15,7 +15,7 @@ import { readAttributes, readInputs } from './node.js';
 import { isRefusal, refuse } from './site.js';
 
 /** The execution providers of ONNX Runtime that a node can be lowered for; `cpu` is also that of WebAssembly. */
-export type OrtProvider = 'cpu' | 'cuda';
+export type OrtProvider = 'cpu' | 'cuda' | 'webgpu';
 
 /** What is known of the node, as for its function body, and how its sequences stand. */
 export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
@@ -103,6 +103,11 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
   if (wrong !== undefined) return wrong;
   if (facts.provider === 'cuda' && facts.elementType === DataType.BFLOAT16)
     return refuse('MultiHeadAttention on CUDA takes float32 and float16 only');
+  if (facts.provider === 'webgpu') {
+    if (attributes.isCausal) return refuse('MultiHeadAttention on WebGPU knows no causality');
+    // Its answers there have differed from release to release and from GPU to GPU.
+    if (facts.mask || facts.hasPast) return refuse('MultiHeadAttention on WebGPU with a mask or a past is not trusted');
+  }
   const { headDimension, valueDimension } = facts.known ?? {};
   const isSameDimension = headDimension !== undefined && headDimension === valueDimension;
   if (facts.hasPast && !isSameDimension)
@@ -148,6 +153,8 @@ function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lo
   if (facts.provider === 'cuda' && facts.elementType === DataType.FLOAT)
     return refuse('GroupQueryAttention on CUDA takes 16-bit types only');
   if (facts.mask !== undefined) return refuse('GroupQueryAttention with a mask is not in every provider');
+  if (facts.provider === 'webgpu' && (attributes.softcap > 0 || attributes.leftWindow >= 0 || facts.hasSink))
+    return refuse('GroupQueryAttention on WebGPU with a softcap, a window or a sink is not trusted');
   if (known?.headDimension === undefined || known.headDimension !== known.valueDimension)
     return refuse('GroupQueryAttention needs keys and values of the same known head dimension');
   if (known.headDimension % 8 !== 0)
