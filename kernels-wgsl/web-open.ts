@@ -5,9 +5,11 @@ import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { DataType } from '../graph-rewrite/onnx/proto.js';
 import { FLASH_ATTENTION_DOMAIN } from '../graph-rewrite/op/definition.js';
 import type { LoweredSite, SiteReport } from '../graph-rewrite/report.js';
+import type { FormChoice } from './session/auto-session.js';
 import type { AttentionFacts } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
 import { isPath, loadExternalFiles, loadFile } from './session/external-files.js';
+import { type AttentionCosts, SESSION_FORMS, type SessionForm } from './session/forms.js';
 import { fixDimensions } from './session/free-dimensions.js';
 import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
@@ -15,14 +17,20 @@ import { ortError } from './session/ort-error.js';
 import type { OpenedSession } from './session/shell.js';
 
 /**
- * Whether attention runs in this package's kernels: where that is possible and of use (`auto`), always, with an error
- * where it is not possible (`on`), or never, the model going to ONNX Runtime as it is (`off`).
+ * Whether attention runs in this package's kernels: where that is possible and faster than ONNX Runtime's own attention
+ * (`auto`), always, with an error where it is not possible (`on`), or never, the model going to ONNX Runtime as it is
+ * (`off`).
  */
 export type FlashMode = 'auto' | 'on' | 'off';
 
 export interface WebSessionOptions extends OrtTypes.SessionOptions {
   /** Default `auto`. */
   readonly flash?: FlashMode;
+  /**
+   * What attention costs on this machine, as `explain().costs` of an earlier session gave it: `auto` then need not
+   * measure it again.
+   */
+  readonly costs?: AttentionCosts;
 }
 
 /** What a session runs on and how attention is carried out. */
@@ -37,6 +45,10 @@ export interface WebSessionExplanation {
   readonly sites: readonly SiteReport[];
   /** Why attention does not run in this package's kernels, or why not on an execution provider asked for before. */
   readonly reasons: readonly string[];
+  /** With `flash: 'auto'` on WebGPU, how the form in use was chosen. */
+  readonly choice?: FormChoice;
+  /** What was measured or given of attention's costs on this machine, to be stored for the option `costs`. */
+  readonly costs: AttentionCosts;
   /** All of it in one sentence. */
   readonly text: string;
 }
@@ -58,14 +70,15 @@ const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider 
  *   `unsupported` where `flash: 'on'` cannot be had
  */
 export async function openWebSession(source: Source, given: WebSessionOptions): Promise<OpenedWebSession> {
-  const { flash = 'auto', ...options } = given;
+  const { flash = 'auto', costs = {}, ...options } = given;
+  checkCosts(costs);
   if (!['auto', 'on', 'off'].includes(flash))
     throw new OrtFlashError('invalid-argument', `the option flash is 'auto', 'on' or 'off', not '${flash}'`);
   const providers = options.executionProviders?.length ? options.executionProviders : DEFAULT_PROVIDERS;
   const reasons: string[] = [];
   for (const [i, provider] of providers.entries()) {
     try {
-      return await openOn(provider, source, options, flash, reasons);
+      return await openOn(provider, source, options, { flash, costs, reasons });
     } catch (error) {
       // Another provider helps where there is no device, and nowhere else.
       const isAbsent = error instanceof OrtFlashError && error.code === 'device';
@@ -76,15 +89,32 @@ export async function openWebSession(source: Source, given: WebSessionOptions): 
   throw new OrtFlashError('invalid-argument', 'no execution provider is given');
 }
 
+/** What is given beside ONNX Runtime's own options, and why no provider before took the model. */
+interface Given {
+  readonly flash: FlashMode;
+  readonly costs: AttentionCosts;
+  readonly reasons: readonly string[];
+}
+
+/** @throws OrtFlashError `invalid-argument` where a cost is no positive number */
+function checkCosts(costs: AttentionCosts): void {
+  for (const [key, forms] of Object.entries(costs))
+    for (const form of SESSION_FORMS) {
+      const { leastMilliseconds = 1, operationsPerMillisecond = 1 } = forms[form] ?? {};
+      if (!(leastMilliseconds > 0 && operationsPerMillisecond > 0))
+        throw new OrtFlashError('invalid-argument', `the option costs has none for ${form} of ${key} that can be`);
+    }
+}
+
 function openOn(
   provider: Provider,
   source: Source,
   options: OrtTypes.SessionOptions,
-  flash: FlashMode,
-  reasons: readonly string[],
+  given: Given,
 ): Promise<OpenedWebSession> {
+  const { flash, reasons } = given;
   const name = nameOf(provider);
-  if (name === 'webgpu') return openWebGpu(provider, source, options, flash, reasons);
+  if (name === 'webgpu') return openWebGpu(provider, source, options, given);
   if (flash === 'on')
     throw new OrtFlashError('unsupported', `flash: 'on' needs the execution provider webgpu, not ${name}`);
   if (flash === 'off' || (name !== 'wasm' && name !== 'cpu'))
@@ -96,16 +126,15 @@ async function openWebGpu(
   provider: Provider,
   source: Source,
   options: OrtTypes.SessionOptions,
-  flash: FlashMode,
-  reasons: readonly string[],
+  { flash, costs, reasons }: Given,
 ): Promise<OpenedWebSession> {
+  const start = performance.now();
   const providerOptions: ProviderOptions = typeof provider === 'string' ? {} : { ...provider };
   const engine = await engineOf(providerOptions);
   const whole = { ...providerOptions, name: 'webgpu', device: engine.device } as Provider;
   if (flash === 'off') return openWhole(whole, source, options, [], [...reasons, "flash is 'off'"]);
   const { bytes, files, model, sites } = await loadModel(source, options);
   try {
-    const metadata = readMetadata(model);
     const [{ cutModel }, { SplicedSession }] = await Promise.all([
       import('./session/cut.js'),
       import('./session/spliced-session.js'),
@@ -114,20 +143,39 @@ async function openWebGpu(
     const plan = cut(model);
     if (!plan.steps.some((step) => step.kind === 'attention'))
       throw new OrtFlashError('unsupported', whyNothing(sites));
+    const load = () => loadModel(source, options);
+    const splice = { engine, options, provider: providerOptions };
+    if (flash === 'auto') {
+      const { openAuto } = await import('./session/open-auto.js');
+      const loadMilliseconds = performance.now() - start;
+      const auto = { ...splice, cut, load, costs, loadMilliseconds };
+      const { session, costKey } = await openAuto({ bytes, model, files }, plan, auto);
+      return {
+        handler: session,
+        get explanation() {
+          const { choice, attentions, segments } = session;
+          const known = costKey && choice.costs ? { [costKey]: choice.costs } : {};
+          const facts = { attentions, segments, choice, costs: { ...costs, ...known } };
+          return explained({ device: 'webgpu', ...facts, sites, reasons: [...reasons, ...describeChoice(choice)] });
+        },
+      };
+    }
     const reload = async () => {
-      const again = await loadModel(source, options);
+      const again = await load();
       return { plan: cut(again.model), files: again.files };
     };
-    const splice = { engine, options, provider: providerOptions, reload };
-    const session = await SplicedSession.create({ plan, files }, metadata, splice);
-    const explanation = {
-      device: 'webgpu',
-      attentions: session.attentionCount,
-      segments: session.segmentCount,
-      sites,
-      reasons,
+    const session = await SplicedSession.create({ plan, files }, readMetadata(model), { ...splice, reload });
+    return {
+      handler: session,
+      explanation: explained({
+        device: 'webgpu',
+        attentions: session.attentionCount,
+        segments: session.segmentCount,
+        costs,
+        sites,
+        reasons,
+      }),
     };
-    return { handler: session, explanation: explained(explanation) };
   } catch (error) {
     if (flash === 'on' || !(error instanceof OrtFlashError) || error.code !== 'unsupported') throw error;
     const rest = files.length > 0 ? { ...options, externalData: files } : options;
@@ -242,11 +290,30 @@ async function openWhole(
     // Only with outputs on the GPU does the runtime keep what a failed run had bound.
     const keepsBindings = options.preferredOutputLocation !== undefined;
     const session = new WholeSessionHandler(await inTurn(open), { inTurn, ...(keepsBindings ? { reopen: open } : {}) });
-    const explanation = explained({ device: nameOf(provider), attentions: 0, segments: 1, sites, reasons });
+    const explanation = explained({ device: nameOf(provider), attentions: 0, segments: 1, costs: {}, sites, reasons });
     return { handler: session, explanation };
   } catch (error) {
     throw ortError(error);
   }
+}
+
+const FORM_NAMES: Readonly<Record<SessionForm, string>> = {
+  kernels: 'in the kernels',
+  fused: 'by ONNX Runtime’s fused operators',
+  decomposed: 'decomposed',
+};
+
+/** Why the form in use is, in numbers. */
+function describeChoice({ form, costs, lastRun, switches, failures }: FormChoice): string[] {
+  if (costs === undefined) return failures.length > 0 ? [...failures] : [];
+  const list = (of: (form: SessionForm) => number | undefined) =>
+    SESSION_FORMS.flatMap((f) => (of(f) === undefined ? [] : [`${of(f)!.toPrecision(3)} ms ${FORM_NAMES[f]}`])).join(
+      ', ',
+    );
+  const run = lastRun ? [`a run like the last one takes ${list((f) => lastRun[f])}`] : [];
+  const changed = switches > 0 ? [`opened anew ${switches} time${switches > 1 ? 's' : ''} for the runs that came`] : [];
+  const least = `a short attention costs ${list((f) => costs[f]?.leastMilliseconds)} here`;
+  return [`attention ${FORM_NAMES[form]}`, ...changed, least, ...run, ...failures];
 }
 
 function explained(facts: Omit<WebSessionExplanation, 'text'>): WebSessionExplanation {

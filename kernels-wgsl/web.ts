@@ -8,6 +8,8 @@ import { InferenceSession } from './web-session.js';
 export * from '#onnxruntime-web';
 export { type ErrorCode, OrtFlashError } from '../graph-rewrite/errors.js';
 export type { SiteReport } from '../graph-rewrite/report.js';
+export type { FormChoice } from './session/auto-session.js';
+export type { AttentionCost, AttentionCosts, FormCosts, FormMilliseconds, SessionForm } from './session/forms.js';
 export type { FlashMode, WebSessionExplanation, WebSessionOptions } from './web-open.js';
 export { InferenceSession };
 

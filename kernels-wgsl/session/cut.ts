@@ -11,11 +11,9 @@ import {
   type FlashAttentionInput,
   type FlashAttentionOutput,
 } from '../../graph-rewrite/op/definition.js';
-import { parseLayout } from '../../graph-rewrite/op/layout.js';
 import { isFlashAttention, readAttributes, readInputs } from '../../graph-rewrite/op/node.js';
-import { Expression } from '../../graph-rewrite/shape/expression.js';
 import { Inference } from '../../graph-rewrite/shape/inference.js';
-import { readSizes } from '../../graph-rewrite/shape/operators/flash-attention.js';
+import { type SymbolicShapes, type SymbolicSizes, symbolicSizes } from './attention-sizes.js';
 import { findCpuNodes, nameNodes } from './cpu-nodes.js';
 import { type Placement, placeNodes, readsOf } from './placement.js';
 import { describeValue } from './value-info.js';
@@ -48,6 +46,8 @@ export interface AttentionCall {
    * that may grow in place.
    */
   readonly growsCache: boolean;
+  /** Over the symbols of the inputs' shapes. */
+  readonly sizes: SymbolicSizes;
 }
 
 /** Attentions that are encoded together, between two segments. */
@@ -71,6 +71,8 @@ export interface SplicePlan {
   readonly types: ReadonlyMap<string, number>;
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
+  /** Of inputs whose rank is known. */
+  readonly inputShapes: SymbolicShapes;
 }
 
 /** What a `FlashAttention` node computes on, as far as the model tells. */
@@ -106,16 +108,11 @@ export function cutModel(proto: ModelProto, takes: (facts: AttentionFacts) => bo
 }
 
 function attentionFacts(node: Node, inference: Inference): AttentionFacts {
-  const { queryLayout, queryHeads, keyLayout, valueLayout, keyHeads } = readAttributes(node.proto);
-  const sizes = (input: number, layout: string, heads: number) => {
-    const shape = node.inputs[input] && inference.of(node.inputs[input]).shape;
-    return readSizes(parseLayout(layout), shape, heads > 0 ? { H: Expression.constant(heads) } : {});
-  };
-  const headDimension = sizes(0, queryLayout, queryHeads).D ?? sizes(1, keyLayout, keyHeads).D;
+  const { headDimension, valueDimension } = symbolicSizes(node, inference);
   return {
     elementType: node.inputs[0] && inference.of(node.inputs[0]).type,
     headDimension: headDimension?.value,
-    valueDimension: (sizes(2, valueLayout, keyHeads).D ?? headDimension)?.value,
+    valueDimension: valueDimension?.value,
   };
 }
 
@@ -170,6 +167,12 @@ class Cutter {
       types: this.#types,
       inputNames: this.#graph.inputs.filter((value) => !value.initializer).map((value) => value.name),
       outputNames: this.#graph.outputs.map((value) => value.name),
+      inputShapes: new Map(
+        this.#graph.inputs.flatMap((value) => {
+          const { shape } = this.inference.of(value);
+          return shape ? [[value.name, shape] as const] : [];
+        }),
+      ),
     };
   }
 
@@ -264,7 +267,8 @@ class Cutter {
     const outputs = Object.fromEntries(named.filter(([, name]) => name !== ''));
     for (const name of Object.values(outputs)) this.#describe(this.#graph.value(name)!);
     const growsCache = this.#growsCache(node, inputs, outputs);
-    return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs, growsCache };
+    const sizes = symbolicSizes(node, this.inference);
+    return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs, growsCache, sizes };
   }
 
   #growsCache(node: Node, inputs: AttentionCall['inputs'], outputs: AttentionCall['outputs']): boolean {

@@ -5,6 +5,7 @@ import { OrtFlashError } from '../../graph-rewrite/errors.js';
 /** An open session: what runs it, and what is to be told of it. */
 export interface OpenedSession<Explanation> {
   readonly handler: InferenceSessionHandler;
+  /** As it is now: it may change from run to run. */
   readonly explanation: Explanation;
 }
 
@@ -38,15 +39,15 @@ export function defineSession<Options extends object, Explanation>(
   open: (model: string | Uint8Array, options: Options) => Promise<OpenedSession<Explanation>>,
 ): SessionClass<ExplainedSession<Explanation>, Options> {
   class InferenceSession extends (ortSession as HandlerSession) implements ExplainedSession<Explanation> {
-    readonly #explanation: Explanation;
+    readonly #opened: OpenedSession<Explanation>;
 
-    constructor({ handler, explanation }: OpenedSession<Explanation>) {
-      super(handler);
-      this.#explanation = explanation;
+    constructor(opened: OpenedSession<Explanation>) {
+      super(opened.handler);
+      this.#opened = opened;
     }
 
     explain(): Explanation {
-      return this.#explanation;
+      return this.#opened.explanation;
     }
 
     override async run(

@@ -1,0 +1,186 @@
+/**
+ * The forms in which a session can carry out a model's attention, and what each costs: plain numbers, so that every
+ * choice can be made and tested without a GPU.
+ */
+
+/**
+ * - `kernels`: the model is cut at its attentions, which run in this package's kernels.
+ * - `fused`: the model is whole in ONNX Runtime, with its own MultiHeadAttention or GroupQueryAttention.
+ * - `decomposed`: the model is whole in ONNX Runtime, as it was given.
+ */
+export type SessionForm = 'kernels' | 'fused' | 'decomposed';
+
+export const SESSION_FORMS: readonly SessionForm[] = ['kernels', 'fused', 'decomposed'];
+
+/** What an attention costs in one form on one machine. */
+export interface AttentionCost {
+  /**
+   * Milliseconds of one attention of a few tokens, with the cut of the model around it in the form `kernels`, and three
+   * small operators in every form: what it takes to have it done at all.
+   */
+  readonly leastMilliseconds: number;
+  /** Floating-point operations a millisecond where the GPU is what a run waits for. */
+  readonly operationsPerMillisecond: number;
+}
+
+/** Costs by form; a form that cannot be had is absent. */
+export type FormCosts = Readonly<Partial<Record<SessionForm, AttentionCost>>>;
+
+/** What was measured, by machine and kind of attention; plain JSON, to be stored and given as the option `costs`. */
+export type AttentionCosts = Readonly<Record<string, FormCosts>>;
+
+/** Milliseconds of a run in each form that can carry it out. */
+export type FormMilliseconds = Readonly<Partial<Record<SessionForm, number>>>;
+
+/** Attentions of a run that are alike. */
+export interface AttentionSizes {
+  /** How many there are. */
+  readonly count: number;
+  readonly batch: number;
+  readonly queryHeads: number;
+  readonly keyHeads: number;
+  readonly queries: number;
+  /** Past ones among them. */
+  readonly keys: number;
+  readonly headDimension: number;
+  readonly valueDimension: number;
+  readonly elementBytes: number;
+}
+
+/** Bytes of one score matrix, all heads, that ONNX Runtime may have to hold. */
+export function scoreBytes({ batch, queryHeads, queries, keys, elementBytes }: AttentionSizes): number {
+  return batch * queryHeads * queries * keys * elementBytes;
+}
+
+/** Multiplications and additions of one attention's matrix products; a mask or causality takes none away. */
+export function operations(sizes: AttentionSizes): number {
+  const { batch, queryHeads, queries, keys, headDimension, valueDimension } = sizes;
+  return 2 * batch * queryHeads * queries * keys * (headDimension + valueDimension);
+}
+
+/**
+ * Largest score matrix with which a model is left whole: it takes two or three of them at a time, and long before that
+ * the kernels are faster.
+ */
+const LARGEST_SCORES = 2 ** 28;
+
+/**
+ * Milliseconds that a run's attentions take in each form. CPU and GPU work side by side, so each attention takes the
+ * longer of the two.
+ * @param bindingBytes bytes that one binding of the device can show
+ */
+export function estimateRun(
+  attentions: readonly AttentionSizes[],
+  costs: FormCosts,
+  bindingBytes: number,
+): FormMilliseconds {
+  const fits = attentions.every((sizes) => scoreBytes(sizes) <= Math.min(bindingBytes, LARGEST_SCORES));
+  const total = ({ leastMilliseconds, operationsPerMillisecond }: AttentionCost) =>
+    attentions.reduce(
+      (sum, sizes) => sum + sizes.count * Math.max(leastMilliseconds, operations(sizes) / operationsPerMillisecond),
+      0,
+    );
+  const possible = SESSION_FORMS.filter((form) => costs[form] !== undefined && (fits || form === 'kernels'));
+  return Object.fromEntries(possible.map((form) => [form, total(costs[form]!)]));
+}
+
+/** The form with the least time. */
+export function cheapest(milliseconds: FormMilliseconds): SessionForm {
+  const known = SESSION_FORMS.filter((form) => milliseconds[form] !== undefined);
+  return known.reduce((best, form) => (milliseconds[form]! < milliseconds[best]! ? form : best), known[0] ?? 'kernels');
+}
+
+/** Runs of one shape and form that are timed. The first compiles, and does not count. */
+const TIMED_RUNS = 8;
+/** Timed runs from which on their median counts. */
+const LEAST_TIMED = 3;
+/** Shapes whose times are remembered. */
+const REMEMBERED_SHAPES = 64;
+
+/** Times that runs took, by their inputs' shapes and by form. */
+export class RunTimes {
+  readonly #times = new Map<string, Map<SessionForm, number[]>>();
+
+  /** Whether another time is of use. */
+  wants(shape: string, form: SessionForm): boolean {
+    return (this.#times.get(shape)?.get(form)?.length ?? 0) < TIMED_RUNS;
+  }
+
+  record(shape: string, form: SessionForm, milliseconds: number): void {
+    const times = this.#times.get(shape) ?? new Map<SessionForm, number[]>();
+    times.set(form, [...(times.get(form) ?? []), milliseconds]);
+    this.#times.set(shape, times);
+    if (this.#times.size > REMEMBERED_SHAPES) this.#times.delete(this.#times.keys().next().value!);
+  }
+
+  /** The median; undefined where too few are known. */
+  of(shape: string, form: SessionForm): number | undefined {
+    const counted = this.#times.get(shape)?.get(form)?.slice(1) ?? [];
+    if (counted.length < LEAST_TIMED) return undefined;
+    const sorted = [...counted].sort((a, b) => a - b);
+    return sorted[Math.floor(sorted.length / 2)];
+  }
+
+  /**
+   * Estimates put right by what runs of this shape took: a form's own time where it is known; for the others the time
+   * of a known one and the difference that is estimated between them.
+   */
+  correct(shape: string, estimates: FormMilliseconds, current: SessionForm): FormMilliseconds {
+    const forms = SESSION_FORMS.filter((form) => estimates[form] !== undefined);
+    const known = forms.filter((form) => this.of(shape, form) !== undefined);
+    const anchor = known.includes(current) ? current : known[0];
+    if (anchor === undefined) return estimates;
+    const rest = this.of(shape, anchor)! - estimates[anchor]!;
+    return Object.fromEntries(
+      forms.map((form) => [form, this.of(shape, form) ?? Math.max(0, estimates[form]! + rest)]),
+    );
+  }
+}
+
+/**
+ * Decides run by run whether to stay in a form or to open another, which costs time: as one who rents skis and buys
+ * them once the rent comes to their price. What the form in use has lost against another is summed up, and what it has
+ * gained since taken off; when the loss reaches the price of opening the other, that is opened. So nobody loses more
+ * than twice what knowing all runs in advance would have cost, as long as the same form stays the better one.
+ */
+export class FormLedger {
+  #form: SessionForm;
+  #lost = new Map<SessionForm, number>();
+
+  constructor(form: SessionForm) {
+    this.#form = form;
+  }
+
+  get form(): SessionForm {
+    return this.#form;
+  }
+
+  /** Milliseconds lost against a form that is not in use. */
+  lost(form: SessionForm): number {
+    return this.#lost.get(form) ?? 0;
+  }
+
+  /**
+   * The form for a run, and for those that follow until it is asked again.
+   * @param milliseconds of the run in each form that can carry it out; at least one
+   * @param price milliseconds that it takes to open another form
+   */
+  choose(milliseconds: FormMilliseconds, price: number): SessionForm {
+    const current = milliseconds[this.#form];
+    if (current === undefined) return this.take(cheapest(milliseconds));
+    for (const form of SESSION_FORMS) {
+      if (form === this.#form) continue;
+      const other = milliseconds[form] ?? Number.POSITIVE_INFINITY;
+      this.#lost.set(form, Math.max(0, this.lost(form) + current - other));
+    }
+    const worst = SESSION_FORMS.reduce((a, b) => (this.lost(b) > this.lost(a) ? b : a));
+    return worst !== this.#form && this.lost(worst) > 0 && this.lost(worst) >= price ? this.take(worst) : this.#form;
+  }
+
+  /** Takes a form, whatever it costs. */
+  take(form: SessionForm): SessionForm {
+    if (form !== this.#form) this.#lost.clear();
+    this.#form = form;
+    return form;
+  }
+}
