@@ -1,7 +1,8 @@
 /**
  * A whole model on WebGPU: a 12-layer encoder, 768 wide, 12 heads, batch 1, through `ort-flash/web` against ONNX Runtime
- * on the untouched model and on its MultiHeadAttention, same device, same run; then the length at which the untouched
- * model fails. Under Node, over Dawn:
+ * on the untouched model and on its MultiHeadAttention, same device, same run: `kernels` is `flash: 'on'`; `auto` is
+ * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle. Then the length at which the
+ * untouched model fails. Under Node, over Dawn:
  *
  *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--json]
  *
@@ -58,6 +59,8 @@ const lengths = flags.tokens ? flags.tokens.split(',').map(Number) : defaults;
 const DEADLINE_MS = isHardware ? 60_000 : 600_000;
 /** Time that a pass of runs takes, about. */
 const PASS_MS = isHardware ? 1000 : 100;
+/** Time after which `auto` has measured what there is to choose from, and lost what makes it choose. */
+const SETTLE_MS = isHardware ? 12_000 : 100;
 
 const say = (text: string) => process.stderr.isTTY && process.stderr.write(`${text}\n`);
 
@@ -73,7 +76,8 @@ const fused = (() => {
 })();
 
 const FORMS = {
-  'ort-flash': { model: decomposed, flash: 'on' },
+  kernels: { model: decomposed, flash: 'on' },
+  auto: { model: decomposed, flash: 'auto' },
   MultiHeadAttention: { model: fused, flash: 'off' },
   decomposed: { model: decomposed, flash: 'off' },
 } as const;
@@ -116,6 +120,8 @@ async function hiddenStates(tokens: number) {
 interface Measured {
   readonly milliseconds: number;
   readonly output: ArrayLike<number>;
+  /** What the session says of itself after the last run. */
+  readonly text: string;
 }
 
 /** Median wall-clock time of a run, and its output. */
@@ -136,11 +142,13 @@ async function measure(form: Form, tokens: number, timed = true): Promise<Measur
     const first = await run();
     const output = Array.from((await first.getData()) as Float32Array, Number);
     first.dispose();
-    if (!timed) return { milliseconds: Number.NaN, output };
+    if (!timed) return { milliseconds: Number.NaN, output, text: session.explain().text };
+    const start = performance.now();
+    while (form === 'auto' && performance.now() - start < SETTLE_MS) await pass(10);
     await pass(1);
     const runs = Math.max(2, Math.min(50, Math.ceil(PASS_MS / (await pass(1)))));
     const times = [await pass(runs), await pass(runs), await pass(runs)].sort((a, b) => a - b);
-    return { milliseconds: times[1]!, output };
+    return { milliseconds: times[1]!, output, text: session.explain().text };
   } finally {
     buffer.destroy();
     await session.release();
@@ -151,8 +159,10 @@ interface Row {
   readonly tokens: number;
   /** Milliseconds a run, or why there is none. */
   readonly milliseconds: Readonly<Record<Form, number | string>>;
-  /** The better of ONNX Runtime's forms, over ours; undefined where one of them fails. */
-  readonly times: number | undefined;
+  /** The better of ONNX Runtime's forms, over `kernels` and over `auto`; undefined where one of them fails. */
+  readonly times: Readonly<Record<'kernels' | 'auto', number | undefined>>;
+  /** What `auto` chose, and why. */
+  readonly chosen: string | undefined;
   /** Largest difference between ours and the untouched model's outputs, relative to the largest of these. */
   readonly difference: number | undefined;
 }
@@ -169,14 +179,17 @@ async function compare(tokens: number): Promise<Row> {
     return typeof result === 'string' ? result : result.milliseconds;
   };
   const milliseconds = Object.fromEntries((Object.keys(FORMS) as Form[]).map((form) => [form, timeOf(form)]));
-  const [ours, ...theirs] = Object.values(milliseconds);
+  const theirs = [milliseconds.MultiHeadAttention, milliseconds.decomposed];
   const best = Math.min(...theirs.filter((time) => typeof time === 'number'));
-  const [mine, untouched] = [results.get('ort-flash')!, results.get('decomposed')!];
+  const over = (time: number | string | undefined) =>
+    typeof time === 'number' && Number.isFinite(best) ? best / time : undefined;
+  const [mine, untouched, auto] = [results.get('kernels')!, results.get('decomposed')!, results.get('auto')!];
   const hasBoth = typeof mine !== 'string' && typeof untouched !== 'string';
   return {
     tokens,
     milliseconds: milliseconds as Record<Form, number | string>,
-    times: typeof ours === 'number' && Number.isFinite(best) ? best / ours : undefined,
+    times: { kernels: over(milliseconds.kernels), auto: over(milliseconds.auto) },
+    chosen: typeof auto === 'string' ? undefined : auto.text,
     difference: hasBoth ? relativeDifference(mine.output, untouched.output) : undefined,
   };
 }
@@ -210,8 +223,8 @@ async function findLimit(): Promise<Limit> {
       if (finite(await withDeadline(measure('decomposed', tokens, false)))) continue;
       throw new Error('its outputs are not finite');
     } catch (error) {
-      say(`${tokens} tokens, ort-flash`);
-      const ours = await withDeadline(measure('ort-flash', tokens, false)).then(finite, (e: unknown) => String(e));
+      say(`${tokens} tokens, auto`);
+      const ours = await withDeadline(measure('auto', tokens, false)).then(finite, (e: unknown) => String(e));
       return { tokens, error: String(error).split('\n')[0]!, ours };
     }
   }
@@ -242,16 +255,18 @@ else {
     `${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`,
   );
   process.stdout.write(
-    `${['tokens', ...Object.keys(FORMS), 'times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
+    `${['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
   );
-  for (const { tokens, milliseconds, times, difference } of rows) {
+  for (const { tokens, milliseconds, times, chosen, difference } of rows) {
     const cells = [
       `${tokens}`,
       ...Object.values(milliseconds).map(text),
-      times?.toFixed(2) ?? '',
+      times.kernels?.toFixed(2) ?? '',
+      times.auto?.toFixed(2) ?? '',
       difference?.toExponential(1) ?? '',
     ];
     process.stdout.write(`${cells.map((cell) => cell.padStart(20)).join('')}\n`);
+    if (chosen) process.stdout.write(`  auto: ${chosen}\n`);
     for (const [form, why] of Object.entries(milliseconds))
       if (typeof why === 'string') process.stdout.write(`  ${form}: ${why}\n`);
   }
