@@ -1,3 +1,4 @@
+import { defined } from './defined.js';
 import { OrtFlashError } from './errors.js';
 import { dropUnusedFunctions, FunctionTable } from './functions.js';
 import { Model, type Node } from './graph/graph.js';
@@ -8,7 +9,7 @@ import type { BlockSizes } from './op/body-blocks.js';
 import { parseLayout } from './op/layout.js';
 import { type Lowered, type LoweringFacts, lowerToOnnx, lowerToOrt, type OrtProvider } from './op/lower.js';
 import { isFlashAttention, readAttributes, readInputs } from './op/node.js';
-import { defined, isRefusal } from './op/site.js';
+import { isRefusal } from './op/site.js';
 import type { LoweredSite, Refusal } from './report.js';
 import { Expression } from './shape/expression.js';
 import { Inference } from './shape/inference.js';
@@ -19,19 +20,29 @@ export type LoweringTarget = 'ort' | 'onnx';
 
 const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 };
 
-/**
- * Blocks of queries for ONNX Runtime's CPU provider. Up to 16 MiB of float32 scores are held whole, which is fastest;
- * blocks of fewer than 64 queries would double the time of its matrix products.
- */
+/** What lowering to ONNX Runtime's operators depends on beside the model. */
+export interface LoweringOptions {
+  /**
+   * The execution provider that is to run the model, `cpu` (the default, WebAssembly included) or `cuda`. What their
+   * operators can do differs, and only the CPU is given attention a block of queries at a time.
+   */
+  readonly provider?: OrtProvider;
+  /**
+   * Of what size these blocks are. By default up to 16 MiB of float32 scores are held whole, which is fastest, and blocks
+   * have 64 queries at least: fewer would double the time of ONNX Runtime's matrix products.
+   */
+  readonly blocks?: BlockSizes;
+}
+
 const BLOCKS: BlockSizes = { scores: 2 ** 22, leastQueries: 64 };
 
 /**
  * Replaces the `FlashAttention` nodes of a rewritten model by operators that a runtime without our kernels has, where
  * these compute the same. A node that they cannot express stays, with its function body; for ONNX Runtime's CPU provider
  * that body then takes the queries a block at a time, if the model's opset can say so. The model is edited in place.
- * @param provider the execution provider of ONNX Runtime that is to run the model
  */
-export function lowerModel(proto: ModelProto, target: LoweringTarget, provider: OrtProvider = 'cpu'): LoweredSite[] {
+export function lowerModel(proto: ModelProto, target: LoweringTarget, options: LoweringOptions = {}): LoweredSite[] {
+  const { provider = 'cpu', blocks = BLOCKS } = options;
   const model = new Model(proto);
   const inference = new Inference(model);
   const kept = new Set<string>();
@@ -44,7 +55,7 @@ export function lowerModel(proto: ModelProto, target: LoweringTarget, provider: 
       const { lowered, facts } = lower(node, target, provider, inference);
       const canTakeBlocks = target === 'ort' && facts !== undefined && mayTakeBlocks(facts);
       const inBlocks = canTakeBlocks && (isRefusal(lowered) || isWorthBlocks(lowered, facts));
-      if (inBlocks) takeInBlocks(node, facts, functions);
+      if (inBlocks) takeInBlocks(node, facts, blocks, functions);
       if (inBlocks || isRefusal(lowered)) {
         const refusal = isRefusal(lowered) ? lowered : { reason: lowered.holdsScores! };
         kept.add(node.proto.overload ?? '');
@@ -75,11 +86,11 @@ function isWorthBlocks({ holdsScores }: Lowered, { hasPast, queries }: LoweringF
 }
 
 /** Gives the node a body that holds few scores at a time. */
-function takeInBlocks(node: Node, facts: LoweringFacts, functions: FunctionTable): void {
+function takeInBlocks(node: Node, facts: LoweringFacts, blocks: BlockSizes, functions: FunctionTable): void {
   const { elementType, opset, mask, hasPast, hasLengths, hasSink, known } = facts;
   const attributes = readAttributes(node.proto);
   const given = defined({ mask, hasPast, hasLengths, hasSink, known });
-  node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blocks: BLOCKS });
+  node.proto.overload = functions.overload({ attributes, elementType, opset, ...given, blocks });
 }
 
 function lower(

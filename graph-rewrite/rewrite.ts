@@ -4,11 +4,10 @@ import { Model } from './graph/graph.js';
 import { isCandidate } from './inline/calls.js';
 import { Expansion } from './inline/expansion.js';
 import { foldBack, takeSnapshot } from './inline/fold.js';
-import { type LoweringTarget, lowerModel } from './lower.js';
+import { type LoweringOptions, type LoweringTarget, lowerModel } from './lower.js';
 import { measureMovement } from './movement.js';
 import type { FunctionProto, ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
-import type { OrtProvider } from './op/lower.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
@@ -16,17 +15,12 @@ import { RefusalSignal } from './recognise/refusal.js';
 import type { MovementReport, RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
 
-export interface RewriteOptions {
+export interface RewriteOptions extends LoweringOptions {
   /**
    * What attention becomes: `FlashAttention` with a function body (the default), ONNX Runtime's own fused operators, or
    * the standard's `Attention`. A site that the target cannot express stays `FlashAttention`.
    */
   readonly target?: 'flash' | LoweringTarget;
-  /**
-   * With the target `ort`: the execution provider that is to run the model, `cpu` (the default, WebAssembly included) or
-   * `cuda`. What their operators can do differs, and only the CPU is given attention a block of queries at a time.
-   */
-  readonly provider?: OrtProvider;
   /** Told after each site that was looked at. */
   readonly onProgress?: (done: number, total: number) => void;
 }
@@ -83,9 +77,9 @@ function rewriteGraphs(
     model.graph.commit();
     functions.install(proto);
   }
-  const { target = 'flash', provider = 'cpu' } = options;
+  const { target = 'flash' } = options;
   if (target === 'flash') return { report: summarise(sites, before, takeStock(model, inference)), changed: fused };
-  const lowered = lowerModel(proto, target, provider);
+  const lowered = lowerModel(proto, target, options);
   const after = new Model(proto);
   const report = { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
   return { report, changed: fused || lowered.length > 0 };

@@ -1,12 +1,12 @@
 /** Batch inference and sessions in WebAssembly under Node, over the bundled exports. */
-import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
-import { InferenceSession, runBatch, Tensor } from '../kernels-cuda/index.js';
+import { InferenceSession, Tensor } from '../kernels-cuda/index.js';
 import { externalModel, identityModel } from '../kernels-cuda/test-models.js';
-import { bundledModels, readTestData } from '../models/corpus.js';
-import { relativeDifference, toNumbers } from './runtime.js';
+import { bundledModels } from '../models/corpus.js';
+import { checkBatch } from './batches.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'ort-flash-wasm-'));
 test.after.always(() => rmSync(folder, { recursive: true, force: true }));
@@ -14,19 +14,7 @@ test.after.always(() => rmSync(folder, { recursive: true, force: true }));
 // ONNX Runtime's CPU kernels for bfloat16 are not in onnxruntime-web.
 for (const model of bundledModels().filter(({ unrunnableOnCpu, name }) => !unrunnableOnCpu && !name.startsWith('bf16')))
   test(`runBatch on wasm gives PyTorch's outputs: ${model.name}`, async (t) => {
-    const inputs = join(folder, `${model.name}-in`);
-    const outputs = join(folder, model.name);
-    cpSync(model.dataFolder, join(inputs, 'test_data_set_0'), { recursive: true });
-    const summary = await runBatch({ model: model.modelFile, inputs, outputs, device: 'wasm' });
-    t.like(summary, { finished: 1, failed: [], devices: ['wasm'] });
-    const actual = readTestData(join(outputs, 'test_data_set_0')).outputs;
-    const expected = readTestData(model.dataFolder).outputs;
-    t.is(actual.length, expected.length);
-    for (const [i, output] of expected.entries()) {
-      const { type, dims, data } = actual[i]!;
-      t.deepEqual([type, dims], [output.type, output.dims]);
-      t.true(relativeDifference(toNumbers(type, data as ArrayLike<number>), output) <= model.tolerance);
-    }
+    await checkBatch(t, model, 'wasm');
   });
 
 test('a session on wasm fills tensors that are given, and may be released twice', async (t) => {

@@ -76,12 +76,6 @@ export class AttributeReader {
   }
 }
 
-/** The fields that have a value. */
-export function defined<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
-  return Object.fromEntries(given) as { [K in keyof T]?: Exclude<T[K], undefined> };
-}
-
 /** Names of a node's inputs or outputs; empty ones are absent. */
 export function present(names: readonly string[], index: number): string | undefined {
   return names[index] === undefined || names[index] === '' ? undefined : names[index];

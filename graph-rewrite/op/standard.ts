@@ -1,8 +1,9 @@
 /** The ONNX standard's `Attention` (opsets 23 to 25) as FlashAttention. */
+import { defined } from '../defined.js';
 import { DataType, type NodeProto } from '../onnx/proto.js';
 import type { Refusal } from '../report.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './definition.js';
-import { AttributeReader, defined, type FusedSite, isRefusal, type NodeFacts, present, refuse } from './site.js';
+import { AttributeReader, type FusedSite, isRefusal, type NodeFacts, present, refuse } from './site.js';
 
 const KNOWN_ATTRIBUTES = [
   'is_causal',
