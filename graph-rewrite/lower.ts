@@ -23,8 +23,8 @@ const OPSET_OF_DOMAIN: Readonly<Record<string, number>> = { 'com.microsoft': 1 }
 /** What lowering to ONNX Runtime's operators depends on beside the model. */
 export interface LoweringOptions {
   /**
-   * The execution provider that is to run the model, `cpu` (the default, WebAssembly included) or `cuda`. What their
-   * operators can do differs, and only the CPU is given attention a block of queries at a time.
+   * The execution provider that is to run the model, `cpu` (the default, WebAssembly included), `cuda` or `webgpu`. What
+   * their operators can do differs, and only the CPU is given attention a block of queries at a time.
    */
   readonly provider?: OrtProvider;
   /**

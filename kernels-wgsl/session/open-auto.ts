@@ -158,7 +158,9 @@ class Forms {
   async #fused({ model }: RewrittenModel) {
     const { lowerModel } = await import('../../graph-rewrite/lower.js');
     const own = decodeModel(encodeModel(model));
-    const isFused = lowerModel(own, 'ort', 'webgpu').some(({ operator }) => operator !== 'FlashAttention');
+    const isFused = lowerModel(own, 'ort', { provider: 'webgpu' }).some(
+      ({ operator }) => operator !== 'FlashAttention',
+    );
     if (!isFused)
       throw new OrtFlashError('unsupported', 'ONNX Runtime’s fused operators compute none of its attentions');
     // The model's dimensions are fixed already.
