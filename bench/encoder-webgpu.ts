@@ -1,7 +1,7 @@
 /**
  * A whole model on WebGPU: a 12-layer encoder, 768 wide, 12 heads, batch 1, through `ort-flash/web` against ONNX Runtime
  * on the untouched model and on its MultiHeadAttention, same device, same run: `kernels` is `flash: 'on'`; `auto` is
- * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle. Then the length at which the
+ * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle, or known as it opens. Then the length at which the
  * untouched model fails. Under Node, over Dawn:
  *
  *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--json]
@@ -78,15 +78,17 @@ const fused = (() => {
 const FORMS = {
   kernels: { model: decomposed, flash: 'on' },
   auto: { model: decomposed, flash: 'auto' },
+  'auto, length known': { model: decomposed, flash: 'auto' },
   MultiHeadAttention: { model: fused, flash: 'off' },
   decomposed: { model: decomposed, flash: 'off' },
 } as const;
 type Form = keyof typeof FORMS;
 
-function open(form: Form): Promise<Session> {
+function open(form: Form, tokens: number): Promise<Session> {
   const { model, flash } = FORMS[form];
   return InferenceSession.create(model, {
     flash,
+    ...(form === 'auto, length known' ? { freeDimensionOverrides: { batch: 1, sequence: tokens } } : {}),
     executionProviders: ['webgpu'],
     preferredOutputLocation: 'gpu-buffer',
     logSeverityLevel: 4,
@@ -126,7 +128,7 @@ interface Measured {
 
 /** Median wall-clock time of a run, and its output. */
 async function measure(form: Form, tokens: number, timed = true): Promise<Measured> {
-  const session = await open(form);
+  const session = await open(form, tokens);
   const { device, buffer, tensor } = await hiddenStates(tokens);
   try {
     const run = async () => {
@@ -159,8 +161,8 @@ interface Row {
   readonly tokens: number;
   /** Milliseconds a run, or why there is none. */
   readonly milliseconds: Readonly<Record<Form, number | string>>;
-  /** The better of ONNX Runtime's forms, over `kernels` and over `auto`; undefined where one of them fails. */
-  readonly times: Readonly<Record<'kernels' | 'auto', number | undefined>>;
+  /** The better of ONNX Runtime's forms, over `kernels` and over `auto`; undefined where it fails. */
+  readonly times: Readonly<Record<'kernels' | 'auto' | 'known', number | undefined>>;
   /** What `auto` chose, and why. */
   readonly chosen: string | undefined;
   /** Largest difference between ours and the untouched model's outputs, relative to the largest of these. */
@@ -188,7 +190,11 @@ async function compare(tokens: number): Promise<Row> {
   return {
     tokens,
     milliseconds: milliseconds as Record<Form, number | string>,
-    times: { kernels: over(milliseconds.kernels), auto: over(milliseconds.auto) },
+    times: {
+      kernels: over(milliseconds.kernels),
+      auto: over(milliseconds.auto),
+      known: over(milliseconds['auto, length known']),
+    },
     chosen: typeof auto === 'string' ? undefined : auto.text,
     difference: hasBoth ? relativeDifference(mine.output, untouched.output) : undefined,
   };
@@ -255,7 +261,7 @@ else {
     `${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`,
   );
   process.stdout.write(
-    `${['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
+    `${['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'known, times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
   );
   for (const { tokens, milliseconds, times, chosen, difference } of rows) {
     const cells = [
@@ -263,6 +269,7 @@ else {
       ...Object.values(milliseconds).map(text),
       times.kernels?.toFixed(2) ?? '',
       times.auto?.toFixed(2) ?? '',
+      times.known?.toFixed(2) ?? '',
       difference?.toExponential(1) ?? '',
     ];
     process.stdout.write(`${cells.map((cell) => cell.padStart(20)).join('')}\n`);

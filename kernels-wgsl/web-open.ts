@@ -100,8 +100,8 @@ interface Given {
 function checkCosts(costs: AttentionCosts): void {
   for (const [key, forms] of Object.entries(costs))
     for (const form of SESSION_FORMS) {
-      const { leastMilliseconds = 1, operationsPerMillisecond = 1 } = forms[form] ?? {};
-      if (!(leastMilliseconds > 0 && operationsPerMillisecond > 0))
+      const { leastMilliseconds = 1, operationsPerMillisecond = 1, cacheBytesPerMillisecond = 1 } = forms[form] ?? {};
+      if (!(leastMilliseconds > 0 && operationsPerMillisecond > 0 && cacheBytesPerMillisecond > 0))
         throw new OrtFlashError('invalid-argument', `the option costs has none for ${form} of ${key} that can be`);
     }
 }

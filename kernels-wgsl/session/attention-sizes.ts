@@ -26,8 +26,11 @@ export function groupSizes(calls: readonly SymbolicSizes[]): SizeGroup[] {
   return [...groups.values()];
 }
 
-/** What the model tells of a `FlashAttention` node's sizes. */
-export function symbolicSizes(node: Node, inference: Inference): SymbolicSizes {
+/**
+ * What the model tells of a `FlashAttention` node's sizes.
+ * @param growsCache whether the kernels leave past keys and values where they are
+ */
+export function symbolicSizes(node: Node, inference: Inference, growsCache = false): SymbolicSizes {
   const { queryLayout, queryHeads, keyLayout, valueLayout, keyHeads } = readAttributes(node.proto);
   const inputs = readInputs(node.proto);
   const shapeOf = (name: string | undefined) =>
@@ -47,6 +50,7 @@ export function symbolicSizes(node: Node, inference: Inference): SymbolicSizes {
     keyHeads: key.H ?? value.H,
     queries: query.S,
     keys: newKeys && pastKeys && newKeys.plus(pastKeys),
+    cachedKeys: growsCache ? pastKeys : Expression.constant(0),
     headDimension,
     valueDimension: value.D ?? headDimension,
     elementBytes: bits === undefined ? undefined : Expression.constant(bits / 8),

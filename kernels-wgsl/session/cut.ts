@@ -267,7 +267,7 @@ class Cutter {
     const outputs = Object.fromEntries(named.filter(([, name]) => name !== ''));
     for (const name of Object.values(outputs)) this.#describe(this.#graph.value(name)!);
     const growsCache = this.#growsCache(node, inputs, outputs);
-    const sizes = symbolicSizes(node, this.inference);
+    const sizes = symbolicSizes(node, this.inference, growsCache);
     return { label: node.label, attributes: readAttributes(node.proto), inputs, outputs, growsCache, sizes };
   }
 

@@ -29,6 +29,7 @@ const encoder = (tokens: number, layers = 12): AttentionSizes[] => [
     keyHeads: 12,
     queries: tokens,
     keys: tokens,
+    cachedKeys: 0,
     headDimension: 64,
     valueDimension: 64,
     elementBytes: 2,
@@ -45,6 +46,7 @@ const sizes: fc.Arbitrary<AttentionSizes> = fc.record({
   keyHeads: fc.constant(1),
   queries: fc.integer({ min: 0, max: 100_000 }),
   keys: fc.integer({ min: 0, max: 100_000 }),
+  cachedKeys: fc.constant(0),
   headDimension: fc.integer({ min: 1, max: 256 }),
   valueDimension: fc.integer({ min: 1, max: 256 }),
   elementBytes: fc.constantFrom(2, 4),
@@ -54,6 +56,16 @@ test('short sequences go where an attention costs the least, long ones to the ke
   t.is(cheapest(estimateRun(encoder(1), COSTS, BINDING)), 'fused');
   t.is(cheapest(estimateRun(encoder(512), COSTS, BINDING)), 'fused');
   t.is(cheapest(estimateRun(encoder(8192), COSTS, BINDING)), 'kernels');
+});
+
+test('one token after a long past goes to the kernels, which copy no cache, and after a short one where it costs least', (t) => {
+  const copying = { cacheBytesPerMillisecond: 1e8 };
+  const costs = { kernels: COSTS.kernels!, fused: { ...COSTS.fused!, ...copying } };
+  const step = (cachedKeys: number) => [
+    { ...encoder(1)[0]!, keyHeads: 8, headDimension: 128, valueDimension: 128, keys: cachedKeys + 1, cachedKeys },
+  ];
+  t.is(cheapest(estimateRun(step(100), costs, BINDING)), 'fused');
+  t.is(cheapest(estimateRun(step(30_000), costs, BINDING)), 'kernels');
 });
 
 test('an estimate grows with the lengths, and with what each attention costs', (t) => {

@@ -21,6 +21,8 @@ export interface AttentionCost {
   readonly leastMilliseconds: number;
   /** Floating-point operations a millisecond where the GPU is what a run waits for. */
   readonly operationsPerMillisecond: number;
+  /** Bytes of a cache that are copied in a millisecond, where the form copies past keys and values at each step. */
+  readonly cacheBytesPerMillisecond?: number;
 }
 
 /** Costs by form; a form that cannot be had is absent. */
@@ -42,6 +44,8 @@ export interface AttentionSizes {
   readonly queries: number;
   /** Past ones among them. */
   readonly keys: number;
+  /** Past keys that the kernels leave where they are, and that the other forms copy. */
+  readonly cachedKeys: number;
   readonly headDimension: number;
   readonly valueDimension: number;
   readonly elementBytes: number;
@@ -56,6 +60,12 @@ export function scoreBytes({ batch, queryHeads, queries, keys, elementBytes }: A
 export function operations(sizes: AttentionSizes): number {
   const { batch, queryHeads, queries, keys, headDimension, valueDimension } = sizes;
   return 2 * batch * queryHeads * queries * keys * (headDimension + valueDimension);
+}
+
+/** Bytes of past keys and values that only the kernels do not copy. */
+export function cacheBytes(sizes: AttentionSizes): number {
+  const { batch, keyHeads, cachedKeys, headDimension, valueDimension, elementBytes } = sizes;
+  return batch * keyHeads * cachedKeys * (headDimension + valueDimension) * elementBytes;
 }
 
 /**
@@ -75,11 +85,11 @@ export function estimateRun(
   bindingBytes: number,
 ): FormMilliseconds {
   const fits = attentions.every((sizes) => scoreBytes(sizes) <= Math.min(bindingBytes, LARGEST_SCORES));
-  const total = ({ leastMilliseconds, operationsPerMillisecond }: AttentionCost) =>
-    attentions.reduce(
-      (sum, sizes) => sum + sizes.count * Math.max(leastMilliseconds, operations(sizes) / operationsPerMillisecond),
-      0,
-    );
+  const onGpu = (sizes: AttentionSizes, cost: AttentionCost) =>
+    operations(sizes) / cost.operationsPerMillisecond +
+    (cost.cacheBytesPerMillisecond === undefined ? 0 : cacheBytes(sizes) / cost.cacheBytesPerMillisecond);
+  const total = (cost: AttentionCost) =>
+    attentions.reduce((sum, sizes) => sum + sizes.count * Math.max(cost.leastMilliseconds, onGpu(sizes, cost)), 0);
   const possible = SESSION_FORMS.filter((form) => costs[form] !== undefined && (fits || form === 'kernels'));
   return Object.fromEntries(possible.map((form) => [form, total(costs[form]!)]));
 }

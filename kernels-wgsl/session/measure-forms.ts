@@ -45,15 +45,24 @@ interface Extent {
   readonly lengths: readonly number[];
   /** Milliseconds of one pass of runs. */
   readonly passMilliseconds: number;
+  /** Copies that tell how fast the GPU's memory is. */
+  readonly copies: number;
 }
 
-const ON_GPU: Extent = { layers: 4, fewTokens: 16, lengths: [512, 1024, 2048, 4096, 8192], passMilliseconds: 15 };
+const ON_GPU: Extent = {
+  layers: 4,
+  fewTokens: 16,
+  lengths: [512, 1024, 2048, 4096, 8192],
+  passMilliseconds: 15,
+  copies: 32,
+};
 /** A CPU that plays GPU waits for itself from the first token on. */
-const ON_SOFTWARE: Extent = { layers: 2, fewTokens: 8, lengths: [64, 256], passMilliseconds: 5 };
+const ON_SOFTWARE: Extent = { layers: 2, fewTokens: 8, lengths: [64, 256], passMilliseconds: 5, copies: 2 };
 /** No score matrix of the measurement is larger. */
 const LARGEST_SCORES = 2 ** 28;
 /** A run waits for the GPU where it takes so many times what the shortest one takes. */
 const GPU_BOUND = 3;
+const COPY_BYTES = 2 ** 24;
 const OPSET = 17;
 
 /** What costs are kept under: they hold for one kind of machine, and one kind of attention. */
@@ -133,13 +142,44 @@ class Meter {
       operationsPerMillisecond = Math.max(operationsPerMillisecond, operations(sizes) / milliseconds);
       if (milliseconds >= GPU_BOUND * leastMilliseconds) break;
     }
-    return { leastMilliseconds, operationsPerMillisecond };
+    if (form === 'kernels') return { leastMilliseconds, operationsPerMillisecond };
+    return { leastMilliseconds, operationsPerMillisecond, cacheBytesPerMillisecond: await this.#copyRate() };
+  }
+
+  /** Bytes a millisecond of copies on the GPU, in the fastest of three passes. */
+  async #copyRate(): Promise<number> {
+    const { device } = this.engine;
+    const { copies } = this.extent;
+    const usage = GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const [from, to] = [0, 1].map(() =>
+      device.createBuffer({ label: 'ort-flash measurement', size: COPY_BYTES, usage }),
+    );
+    let least = Number.POSITIVE_INFINITY;
+    for (let pass = 0; pass < 3; pass++) {
+      await device.queue.onSubmittedWorkDone();
+      const start = performance.now();
+      const encoder = device.createCommandEncoder({ label: 'ort-flash measurement' });
+      for (let i = 0; i < copies; i++) encoder.copyBufferToBuffer(from!, 0, to!, 0, COPY_BYTES);
+      device.queue.submit([encoder.finish()]);
+      await device.queue.onSubmittedWorkDone();
+      least = Math.min(least, performance.now() - start);
+    }
+    for (const buffer of [from!, to!]) buffer.destroy();
+    return (copies * COPY_BYTES) / least;
   }
 
   #sizes(tokens: number) {
     const { type, queryHeads, keyHeads, headDimension } = this.kind;
     const length = { queries: tokens, keys: tokens, headDimension, valueDimension: headDimension };
-    return { count: 1, batch: 1, queryHeads, keyHeads, ...length, elementBytes: type === 'float16' ? 2 : 4 };
+    return {
+      count: 1,
+      cachedKeys: 0,
+      batch: 1,
+      queryHeads,
+      keyHeads,
+      ...length,
+      elementBytes: type === 'float16' ? 2 : 4,
+    };
   }
 
   /** Milliseconds of a run, while other runs follow it without waiting: the least of three passes. */
