@@ -64,6 +64,16 @@ export class BatchFeeder {
     return group;
   }
 
+  /** Takes samples back that were not run; they come again, one by one. */
+  giveBack(members: readonly ReadSample[]): void {
+    this.#ready.push(...members.map((member) => [member]));
+  }
+
+  /** Whether there are samples that were not given yet. */
+  get hasMore(): boolean {
+    return this.#ready.length > 0 || this.#waiting.size > 0 || this.#unread.length > 0;
+  }
+
   async #next(): Promise<SampleGroup | undefined> {
     while (this.#ready.length === 0 && this.#unread.length > 0) await this.#read();
     if (this.#ready.length === 0) this.#release(() => true);

@@ -1,7 +1,8 @@
 /** Tensors in files: ONNX's TensorProto (`.pb`) and NumPy's `.npy`. */
 import { existsSync } from 'node:fs';
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
 import Long from 'long';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeTensor, encodeTensor } from '../graph-rewrite/onnx/codec.js';
@@ -66,13 +67,31 @@ export function outputFiles(format: TensorFileFormat, names: readonly string[]):
   return names.map((name, i) => (format === 'pb' ? `output_${i}.pb` : `${fileNameOf(name)}.npy`));
 }
 
+/** What a file or folder is called while it is written: no other process uses this name. */
+const unfinished = (name: string) => `.${name}.partial-${hostname()}-${process.pid}`;
+
+/** Whether an entry of a folder was left unfinished by a process of this machine that is no more. */
+export function isAbandoned(entry: string): boolean {
+  const [, host, id] = /^\..*\.partial-(.+)-(\d+)$/.exec(entry) ?? [];
+  if (host !== hostname() || Number(id) === process.pid) return false;
+  try {
+    process.kill(Number(id), 0);
+    return false;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ESRCH';
+  }
+}
+
 /**
- * Writes a sample's outputs into a folder. A new folder appears whole; in one that is there already each file does, and
- * what else it holds stays.
+ * Writes a sample's outputs into its folder. A new folder appears whole; in one that is there already each file does,
+ * and what else it holds stays.
+ * @param root the folder for the results of all samples, which must be there
+ * @param sample the name of the sample's folder in it; '' where it is that one
  * @throws OrtFlashError `file-access`
  */
 export async function writeOutputs(
-  folder: string,
+  root: string,
+  sample: string,
   format: TensorFileFormat,
   outputs: readonly NamedTensor[],
 ): Promise<void> {
@@ -81,11 +100,14 @@ export async function writeOutputs(
     outputs.map((output) => output.name),
   );
   const encoded = outputs.map(format === 'pb' ? encodeTensorProto : encodeNpy);
-  const partial = join(dirname(folder), `.${basename(folder)}.partial-${process.pid}`);
+  const folder = join(root, sample);
+  const partial = join(root, unfinished(sample));
   try {
     await rm(partial, { recursive: true, force: true });
-    await mkdir(partial, { recursive: true });
-    await Promise.all(names.map((name, i) => writeFile(join(partial, name), encoded[i]!)));
+    await mkdir(partial);
+    // All have ended when one has failed: nothing is written any more when the folder is removed.
+    const writes = await Promise.allSettled(names.map((name, i) => writeFile(join(partial, name), encoded[i]!)));
+    for (const write of writes) if (write.status === 'rejected') throw write.reason;
     if (existsSync(folder)) {
       for (const name of names) await rename(join(partial, name), join(folder, name));
       await rm(partial, { recursive: true });

@@ -13,16 +13,26 @@ export interface RunCommandOptions {
   readonly format?: TensorFileFormat;
 }
 
+const ENDING_SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+
 /**
- * `ort-flash run MODEL --inputs … --outputs …`. Ctrl-C lets what is running finish and be written; a second one ends
- * the process at once.
+ * `ort-flash run MODEL --inputs … --outputs …`. Ctrl-C, and the SIGTERM of a cluster that wants its machine back, let
+ * what is running finish and be written; a second one ends the process at once.
  */
 export async function run(output: Output, model: string, options: RunCommandOptions): Promise<ExitCode> {
   const { runBatch } = await import('../../kernels-cuda/node-batch.js');
   const { inputs, outputs, device, deviceIds, batch, resume, format } = options;
   const interruption = new AbortController();
-  const interrupt = () => interruption.abort();
-  process.once('SIGINT', interrupt);
+  let signal: NodeJS.Signals = 'SIGINT';
+  const interrupt = (received: NodeJS.Signals) => {
+    signal = received;
+    interruption.abort();
+    stopListening();
+  };
+  const stopListening = () => {
+    for (const ending of ENDING_SIGNALS) process.off(ending, interrupt);
+  };
+  for (const ending of ENDING_SIGNALS) process.once(ending, interrupt);
   try {
     const summary = await runBatch({
       model,
@@ -50,13 +60,12 @@ export async function run(output: Output, model: string, options: RunCommandOpti
     if (summary.interrupted) {
       output.line('interrupted: the same command goes on from here');
       // What was started is written; now end as any interrupted process does, so that a script around it ends too.
-      process.off('SIGINT', interrupt);
-      process.kill(process.pid, 'SIGINT');
+      process.kill(process.pid, signal);
       return EXIT.interrupted;
     }
     return failed.length > 0 ? EXIT.fault : EXIT.success;
   } finally {
-    process.off('SIGINT', interrupt);
+    stopListening();
   }
 }
 
