@@ -56,8 +56,14 @@ export async function openSession(model: Model, options: SessionOptions): Promis
   const refused: RefusedProvider[] = [];
   for (const provider of providers) {
     try {
-      const { handler, ...place } = await openOn(provider, model, options);
-      return { handler, explanation: { ...place, refused, text: explain(place, refused) } };
+      const opened = await openOn(provider, model, options);
+      return {
+        handler: opened.handler,
+        get explanation() {
+          const { handler: _, ...place } = opened;
+          return { ...place, refused, text: explain(place, refused) };
+        },
+      };
     } catch (error) {
       refused.push({ provider: nameOf(provider), error: toOrtFlashError(error, fileOf(model)) });
     }
@@ -86,8 +92,14 @@ async function openOn(provider: Provider, model: Model, options: SessionOptions)
   switch (nameOf(provider)) {
     case 'cuda':
       return openCuda(provider, model, options);
-    case 'webgpu':
-      return { ...(await openWebGpuSession(model, options)), device: 'webgpu', engine: 'onnxruntime-web' };
+    case 'webgpu': {
+      const opened = await openWebGpuSession(model, options);
+      // Not spread: what it says of itself may change.
+      return Object.defineProperties(
+        { device: 'webgpu', engine: 'onnxruntime-web' } as Opened,
+        Object.getOwnPropertyDescriptors(opened),
+      );
+    }
     case 'wasm':
       return { ...(await openWasmSession(model, options)), device: 'wasm', engine: 'onnxruntime-web' };
     case 'cpu':

@@ -19,6 +19,7 @@ import { createTensor, fillTensor } from './node-tensor.js';
 /** A session of onnxruntime-web, with what is to be told of it. */
 export interface OpenedWebRuntime {
   readonly handler: InferenceSessionHandler;
+  /** As they are now: on WebGPU they may change from run to run. */
   readonly notes: readonly string[];
 }
 
@@ -37,15 +38,15 @@ export async function openWebGpuSession(model: Model, options: Options): Promise
   env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');
   const given = { ...options, externalData: await loadDataFiles(model, options), executionProviders: ['webgpu'] };
-  const { handler, explanation } = await turning(() =>
-    openWebSession(model, given as Parameters<typeof openWebSession>[1]),
-  );
-  const { attentions, segments, reasons } = explanation;
-  const how =
-    attentions > 0
-      ? [`${attentions} attentions in FlashAttention kernels between ${segments} parts in ONNX Runtime`]
-      : [];
-  return { handler: new TurningHandler(handler as unknown as InferenceSessionHandler), notes: [...how, ...reasons] };
+  const opened = await turning(() => openWebSession(model, given as Parameters<typeof openWebSession>[1]));
+  return {
+    handler: new TurningHandler(opened.handler as unknown as InferenceSessionHandler),
+    get notes() {
+      const { attentions, segments, reasons } = opened.explanation;
+      const how = `${attentions} attentions in FlashAttention kernels between ${segments} parts in ONNX Runtime`;
+      return [...(attentions > 0 ? [how] : []), ...reasons];
+    },
+  };
 }
 
 /**

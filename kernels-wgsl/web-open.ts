@@ -305,7 +305,7 @@ const FORM_NAMES: Readonly<Record<SessionForm, string>> = {
 
 /** Why the form in use is, in numbers. */
 function describeChoice({ form, costs, lastRun, switches, failures }: FormChoice): string[] {
-  if (costs === undefined) return failures.length > 0 ? [...failures] : [];
+  if (costs === undefined) return ['not weighed against ONNX Runtime’s own attention yet', ...failures];
   const list = (of: (form: SessionForm) => number | undefined) =>
     SESSION_FORMS.flatMap((f) => (of(f) === undefined ? [] : [`${of(f)!.toPrecision(3)} ms ${FORM_NAMES[f]}`])).join(
       ', ',

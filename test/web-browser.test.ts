@@ -64,7 +64,7 @@ async function openApp(t: ExecutionContext, folders: Folders, flags: readonly st
 }
 
 const models = { '/models/': join(root, 'models') };
-const FLASH = /^runs on webgpu, 2 attentions in FlashAttention kernels between 3 parts in ONNX Runtime$/;
+const FLASH = /^runs on webgpu, 2 attentions in FlashAttention kernels between 3 parts in ONNX Runtime; not weighed/;
 
 test('the example as a page without a bundler', async (t) => {
   t.timeout(900_000);
