@@ -48,47 +48,70 @@ function clock(isSoftware: boolean): number {
   return (user + system) / 1000;
 }
 
+/** Passes of one measurement: each has two timestamps. */
+const MOST_PASSES = 64;
+
 /**
- * GPU time of one call, in milliseconds: timestamps around many calls in one pass, warmed up until the clocks have
- * settled, median of three passes. Wall-clock time where there are no timestamps, processor time on a CPU that plays GPU.
+ * GPU time of one call, in milliseconds: timestamps around many calls in one pass, median of the last three of many
+ * passes that are submitted at once. An idle GPU lowers its clocks, by a factor of five, and takes a quarter of a second
+ * of work without a gap to raise them again: passes that wait for each other measure that. Wall-clock time where there
+ * are no timestamps, processor time on a CPU that plays GPU.
  */
 export function createTimer(device: GPUDevice, { isSoftware, isQuick }: TimerOptions): Timer {
   const hasTimestamps = device.features.has('timestamp-query') && !isSoftware;
-  const querySet = hasTimestamps ? device.createQuerySet({ type: 'timestamp', count: 2 }) : undefined;
-  const resolved = device.createBuffer({ size: 16, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
-  const readback = device.createBuffer({ size: 16, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
-  return async (encode) => {
-    const measure = async (calls: number) => {
+  const bytes = 16 * MOST_PASSES;
+  const querySet = hasTimestamps ? device.createQuerySet({ type: 'timestamp', count: 2 * MOST_PASSES }) : undefined;
+  const resolved = device.createBuffer({ size: bytes, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
+  const readback = device.createBuffer({ size: bytes, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+  const stamps = async (passes: number) => {
+    const encoder = device.createCommandEncoder();
+    encoder.resolveQuerySet(querySet!, 0, 2 * passes, resolved, 0);
+    encoder.copyBufferToBuffer(resolved, 0, readback, 0, 16 * passes);
+    device.queue.submit([encoder.finish()]);
+    await readback.mapAsync(GPUMapMode.READ);
+    const read = new BigInt64Array(readback.getMappedRange(0, 16 * passes).slice(0));
+    readback.unmap();
+    return Array.from({ length: passes }, (_, i) => Number(read[2 * i + 1]! - read[2 * i]!) / 1e6);
+  };
+  /** Milliseconds of a call in each of so many passes. */
+  const measure = async (encode: Parameters<Timer>[0], calls: number, passes: number): Promise<number[]> => {
+    const start = clock(isSoftware);
+    for (let i = 0; i < passes; i++) {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass(
-        querySet && { timestampWrites: { querySet, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 } },
+        querySet && {
+          timestampWrites: { querySet, beginningOfPassWriteIndex: 2 * i, endOfPassWriteIndex: 2 * i + 1 },
+        },
       );
-      for (let i = 0; i < calls; i++) encode(pass, i);
+      for (let k = 0; k < calls; k++) encode(pass, k);
       pass.end();
-      if (querySet) {
-        encoder.resolveQuerySet(querySet, 0, 2, resolved, 0);
-        encoder.copyBufferToBuffer(resolved, 0, readback, 0, 16);
-      }
-      const start = clock(isSoftware);
       device.queue.submit([encoder.finish()]);
-      await device.queue.onSubmittedWorkDone();
-      if (!querySet) return (clock(isSoftware) - start) / calls;
-      await readback.mapAsync(GPUMapMode.READ);
-      const [from, to] = new BigInt64Array(readback.getMappedRange().slice(0));
-      readback.unmap();
-      return Number(to! - from!) / 1e6 / calls;
-    };
-    const once = await measure(1);
-    if (isSoftware) return median([once, await measure(1), await measure(1)]);
-    const calls = Math.max(1, Math.min(400, Math.ceil((isQuick ? 10 : 25) / once)));
-    const start = performance.now();
-    const warmUp = isQuick ? 150 : 250;
-    while (performance.now() - start < warmUp) await measure(calls);
-    return median([await measure(calls), await measure(calls), await measure(calls)]);
+    }
+    if (querySet) return (await stamps(passes)).map((ms) => ms / calls);
+    await device.queue.onSubmittedWorkDone();
+    return [(clock(isSoftware) - start) / calls / passes];
+  };
+  return async (encode) => {
+    let [each] = (await measure(encode, 1, 1)) as [number];
+    if (isSoftware) return median([each, ...(await measure(encode, 1, 1)), ...(await measure(encode, 1, 1))]);
+    // Clocks that rise make calls shorter: asked again until so much work went through without a gap.
+    const wanted = isQuick ? 200 : 350;
+    for (let tries = 0; tries < 8; tries++) {
+      const calls = Math.max(1, Math.min(400, Math.ceil((isQuick ? 10 : 25) / each)));
+      const passes = Math.max(3, Math.min(MOST_PASSES, Math.ceil((1.2 * wanted) / (calls * each))));
+      const times = await measure(encode, calls, passes);
+      const worked = times.reduce((sum, ms) => sum + ms * calls, 0);
+      each = median(times.slice(-3));
+      if (worked >= wanted || calls * passes === 400 * MOST_PASSES) break;
+    }
+    return each;
   };
 }
 
-/** Time of one run by `clock`, in milliseconds, many without waiting in between; median of three. */
+/**
+ * Time of one run by `clock`, in milliseconds, many without waiting in between; median of three measurements, each of
+ * which keeps the GPU at work for long enough that its clocks are up.
+ */
 export async function timeRuns(device: GPUDevice, run: () => Promise<void>, isSoftware: boolean): Promise<number> {
   const measure = async (runs: number) => {
     await device.queue.onSubmittedWorkDone();
@@ -100,8 +123,10 @@ export async function timeRuns(device: GPUDevice, run: () => Promise<void>, isSo
   await measure(1);
   const once = await measure(1);
   if (isSoftware) return median([once, await measure(1), await measure(1)]);
-  const runs = Math.max(1, Math.min(50, Math.ceil(100 / once)));
-  return median([await measure(runs), await measure(runs), await measure(runs)]);
+  const runs = (ms: number, each: number) => Math.max(1, Math.min(1000, Math.ceil(ms / each)));
+  const warm = await measure(runs(300, once));
+  const count = runs(100, warm);
+  return median([await measure(count), await measure(count), await measure(count)]);
 }
 
 export const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
