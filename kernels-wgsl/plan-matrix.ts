@@ -23,12 +23,18 @@ const TILES: readonly MatrixTiles[] = [
   { subgroups: 4, rows: 16, keyTile: 16 },
   { subgroups: 4, rows: 32, keyTile: 32 },
   { subgroups: 16, rows: 16, keyTile: 16 },
+  { subgroups: 4, rows: 32, keyTile: 16 },
+  { subgroups: 8, rows: 32, keyTile: 16 },
+  { subgroups: 2, rows: 32, keyTile: 16 },
+  { subgroups: 2, rows: 32, keyTile: 32 },
+  { subgroups: 1, rows: 32, keyTile: 16 },
+  { subgroups: 1, rows: 32, keyTile: 32 },
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
 ];
 
 /** Registers of 32 bits that a thread's matrices may take. */
-const REGISTER_BUDGET = 200;
+const REGISTER_BUDGET = 210;
 
 /** Head dimensions padded to whole matrices. */
 function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
@@ -43,7 +49,7 @@ export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixSha
   const { depth, value } = padded(problem, shape);
   const queries = tiles.subgroups * tiles.rows;
   const staged = 2 * (tiles.stages ?? 1) * tiles.keyTile * (depth + 8 + value + 8);
-  return staged + queries * (4 * (tiles.keyTile + 4) + 2 * (tiles.keyTile + 8)) + 64;
+  return staged + queries * (4 * (tiles.keyTile + 8) + 2 * (tiles.keyTile + 8)) + 64;
 }
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
@@ -56,8 +62,9 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts,
   const staged = stages === 1 ? ordered : ordered.map((tiles) => ({ ...tiles, stages }));
   return staged.filter((tiles) => {
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
-    const shares = (tiles.rows * 4) % size === 0 && tiles.rows % shape.M === 0;
-    const blocks = tiles.keyTile % 16 === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
+    const lanes = lanesOf(tiles, size);
+    const shares = (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
+    const blocks = tiles.keyTile % (4 * lanes) === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
     return (
       shares &&
       blocks &&
@@ -66,6 +73,11 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts,
       matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
     );
   });
+}
+
+/** Neighbouring threads that share a row of scores: two, or as many as it takes for every thread to have a row. */
+function lanesOf(tiles: MatrixTiles, size: number): number {
+  return Math.max(2, size / tiles.rows);
 }
 
 /** The largest shape of the adapter's. */
@@ -92,6 +104,7 @@ export function planMatrix(
       SUBGROUP_SIZE: facts.subgroupMinSize,
       SUBGROUPS: tiles.subgroups,
       ROWS: tiles.rows,
+      LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
       STAGES: tiles.stages ?? 1,
       ...shape,
