@@ -2,7 +2,7 @@
  * Attention on WebGPU: this project's kernels against ONNX Runtime's MultiHeadAttention and decomposed attention, same
  * device, same buffers, same run; and as a share of ceilings measured here. Under Node, over Dawn:
  *
- *     ORT_FLASH_GPU=1 npx tsx bench/webgpu-attention.ts [--variants] [--only TEXT] [--budget SECONDS] [--out FILE] [--json]
+ *     ORT_FLASH_GPU=1 npx tsx bench/webgpu-attention.ts [--variants] [--only TEXT] [--choice TEXT] [--budget SECONDS] [--out FILE] [--json]
  *
  * Without ORT_FLASH_GPU it runs small cases on SwiftShader. `--variants` times what the planner could choose instead,
  * case by case, without ONNX Runtime; `--only` keeps the cases whose name (of variants, name and choice) has every word of
@@ -28,6 +28,7 @@ const { values: flags } = parseArgs({
   options: {
     variants: { type: 'boolean' },
     only: { type: 'string' },
+    choice: { type: 'string' },
     budget: { type: 'string' },
     out: { type: 'string' },
     json: { type: 'boolean' },
@@ -84,9 +85,9 @@ async function run(c: Case, ceilings: Ceilings | undefined, ort: OrtWeb | undefi
   const bytes = prepared.plan.tensorBytes;
   // Decoding is told from memory by giving every call other keys and values than the caches may hold.
   const sets = c.queries === 1 && !isSoftware ? 6 : 1;
-  const Q = randomTensor(device, c.type, bytes.Q!);
-  const K = randomTensor(device, c.type, bytes.K! * sets);
-  const V = randomTensor(device, c.type, bytes.V! * sets);
+  const Q = randomTensor(device, c.type, 'Q', bytes.Q!);
+  const K = randomTensor(device, c.type, 'K', bytes.K! * sets);
+  const V = randomTensor(device, c.type, 'V', bytes.V! * sets);
   const Y = device.createBuffer({
     size: bytes.Y!,
     usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,

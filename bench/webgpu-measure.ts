@@ -17,16 +17,31 @@ export interface BenchTensor {
   readonly stored: Float32Array;
 }
 
-export function randomTensor(device: GPUDevice, type: Case['type'], bytes: number): BenchTensor {
-  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-  const buffer = device.createBuffer({ size: bytes, usage });
+const patterns = new Map<string, Omit<BenchTensor, 'buffer'> & { readonly bytes: Uint8Array<ArrayBuffer> }>();
+
+/** Numbers of one of a call's tensors, made once: a GPU that waits for the next ones lowers its clocks. */
+function patternOf(type: Case['type'], role: string) {
+  const known = patterns.get(`${type} ${role}`);
+  if (known !== undefined) return known;
   const exact = Float32Array.from({ length: PATTERN }, () => (random() + random() + random() - 1.5) * 2);
-  const isHalf = type === 'float16';
-  const halves = isHalf ? encodeHalf(exact, 'float16') : undefined;
-  const pattern = new Uint8Array((halves ?? exact).buffer as ArrayBuffer);
-  for (let at = 0; at < bytes; at += pattern.length)
-    device.queue.writeBuffer(buffer, at, pattern, 0, Math.min(pattern.length, bytes - at));
-  return { buffer, exact, stored: halves === undefined ? exact : decodeHalf(halves, 'float16') };
+  const halves = type === 'float16' ? encodeHalf(exact, 'float16') : undefined;
+  const made = {
+    exact,
+    stored: halves === undefined ? exact : decodeHalf(halves, 'float16'),
+    bytes: new Uint8Array((halves ?? exact).buffer as ArrayBuffer),
+  };
+  patterns.set(`${type} ${role}`, made);
+  return made;
+}
+
+/** @param role which of a call's tensors this is: each has numbers of its own. */
+export function randomTensor(device: GPUDevice, type: Case['type'], role: 'Q' | 'K' | 'V', size: number): BenchTensor {
+  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+  const buffer = device.createBuffer({ size, usage });
+  const { exact, stored, bytes } = patternOf(type, role);
+  for (let at = 0; at < size; at += bytes.length)
+    device.queue.writeBuffer(buffer, at, bytes, 0, Math.min(bytes.length, size - at));
+  return { buffer, exact, stored };
 }
 
 /** Bytes of NaN in any float type, so that an output that was not written is seen. */
@@ -53,9 +68,9 @@ const MOST_PASSES = 64;
 
 /**
  * GPU time of one call, in milliseconds: timestamps around many calls in one pass, median of the last three of many
- * passes that are submitted at once. An idle GPU lowers its clocks, by a factor of five, and takes a quarter of a second
- * of work without a gap to raise them again: passes that wait for each other measure that. Wall-clock time where there
- * are no timestamps, processor time on a CPU that plays GPU.
+ * passes that are submitted at once. An H100 that has been idle for two seconds runs at a fifth of its clock, and takes
+ * up to half a second of work without a gap to raise it. Wall-clock time where there are no timestamps, processor time on
+ * a CPU that plays GPU.
  */
 export function createTimer(device: GPUDevice, { isSoftware, isQuick }: TimerOptions): Timer {
   const hasTimestamps = device.features.has('timestamp-query') && !isSoftware;
@@ -95,14 +110,16 @@ export function createTimer(device: GPUDevice, { isSoftware, isQuick }: TimerOpt
     let [each] = (await measure(encode, 1, 1)) as [number];
     if (isSoftware) return median([each, ...(await measure(encode, 1, 1)), ...(await measure(encode, 1, 1))]);
     // Clocks that rise make calls shorter: asked again until so much work went through without a gap.
-    const wanted = isQuick ? 200 : 350;
-    for (let tries = 0; tries < 8; tries++) {
+    const wanted = isQuick ? 450 : 600;
+    let total = 0;
+    for (let tries = 0; tries < 20; tries++) {
       const calls = Math.max(1, Math.min(400, Math.ceil((isQuick ? 10 : 25) / each)));
-      const passes = Math.max(3, Math.min(MOST_PASSES, Math.ceil((1.2 * wanted) / (calls * each))));
+      const passes = Math.max(3, Math.min(MOST_PASSES, Math.ceil(wanted / 2 / (calls * each))));
       const times = await measure(encode, calls, passes);
       const worked = times.reduce((sum, ms) => sum + ms * calls, 0);
       each = median(times.slice(-3));
-      if (worked >= wanted || calls * passes === 400 * MOST_PASSES) break;
+      total += worked;
+      if (total >= wanted && tries > 0) break;
     }
     return each;
   };
@@ -124,7 +141,7 @@ export async function timeRuns(device: GPUDevice, run: () => Promise<void>, isSo
   const once = await measure(1);
   if (isSoftware) return median([once, await measure(1), await measure(1)]);
   const runs = (ms: number, each: number) => Math.max(1, Math.min(1000, Math.ceil(ms / each)));
-  const warm = await measure(runs(300, once));
+  const warm = await measure(runs(600, once));
   const count = runs(100, warm);
   return median([await measure(count), await measure(count), await measure(count)]);
 }
