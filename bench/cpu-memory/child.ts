@@ -1,40 +1,13 @@
 /** Measures one model in a process of its own: `node child.js MODEL WAY FORM SIZES`. */
 import { readFileSync, writeFileSync } from 'node:fs';
-import { InferenceSession as OrtSession, Tensor } from 'onnxruntime-node';
+import { InferenceSession as OrtSession } from 'onnxruntime-node';
 import type { Measured } from '../cpu-memory.js';
-import { FORMS, inputsOf, type Sizes } from './forms.js';
+import { FORMS, type Sizes } from './forms.js';
+import { feedsOf } from './inputs.js';
 
 const [, , file = '', way = '', name = '', sizes = '{}'] = process.argv;
 /** Runs after the first, whose memory is measured: as many as take a second together, but not more than this. */
 const MOST_RUNS = 50;
-
-/** Numbers that are alike everywhere, in −1 to 1. */
-function fill(length: number, seed: number): Float32Array {
-  let state = seed;
-  return Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 31 - 1;
-  });
-}
-
-function feeds(): Record<string, Tensor> {
-  const form = FORMS.find((candidate) => candidate.name === name)!;
-  const inputs = Object.entries(inputsOf(form, JSON.parse(sizes) as Sizes));
-  const tensors = inputs.map(([input, { type, shape }], i) => {
-    const length = shape.reduce((product, size) => product * size, 1);
-    if (type === 'float32') return [input, new Tensor(type, fill(length, i + 1), shape)] as const;
-    // Three keys of four are seen, and every query sees one.
-    return [
-      input,
-      new Tensor(
-        'bool',
-        Uint8Array.from({ length }, (_, at) => (at % 4 === 3 ? 0 : 1)),
-        shape,
-      ),
-    ] as const;
-  });
-  return Object.fromEntries(tensors);
-}
 
 /** The peak of resident memory from now on (Linux, proc(5): clear_refs 5, VmHWM), in bytes. */
 function watchPeak(): () => number {
@@ -45,7 +18,7 @@ function watchPeak(): () => number {
 const Session = way === 'session' ? (await import('../../kernels-cuda/index.js')).InferenceSession : OrtSession;
 // One thread, so that processor time is that of the work and not of threads that wait for each other.
 const session = await Session.create(file, { intraOpNumThreads: 1 });
-const inputs = feeds();
+const inputs = feedsOf(FORMS.find((form) => form.name === name)!, JSON.parse(sizes) as Sizes);
 globalThis.gc?.();
 const before = process.memoryUsage.rss();
 const peak = watchPeak();

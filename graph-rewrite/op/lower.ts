@@ -97,10 +97,7 @@ function checkCausality({ attributes, facts }: Site): Refusal | undefined {
   return undefined;
 }
 
-function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
-  const { attributes, facts, inputs, e } = site;
-  const wrong = checkCausality(site) ?? checkBias(site);
-  if (wrong !== undefined) return wrong;
+function checkMultiHead({ attributes, facts }: Site): Refusal | undefined {
   if (facts.provider === 'cuda' && facts.elementType === DataType.BFLOAT16)
     return refuse('MultiHeadAttention on CUDA takes float32 and float16 only');
   if (facts.provider === 'webgpu') {
@@ -110,8 +107,14 @@ function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
   }
   const { headDimension, valueDimension } = facts.known ?? {};
   const isSameDimension = headDimension !== undefined && headDimension === valueDimension;
-  if (facts.hasPast && !isSameDimension)
-    return refuse('MultiHeadAttention with a past needs keys and values of the same known head dimension');
+  if (!facts.hasPast || isSameDimension) return undefined;
+  return refuse('MultiHeadAttention with a past needs keys and values of the same known head dimension');
+}
+
+function lowerToMultiHead(site: Site, heads: number): Lowered | Refusal {
+  const { attributes, facts, inputs, e } = site;
+  const wrong = checkCausality(site) ?? checkBias(site) ?? checkMultiHead(site);
+  if (wrong !== undefined) return wrong;
   const sizes = knownSizes(site);
   const query = sequenceFirst(site, 'Q', attributes.queryLayout, sizes.query);
   // The operator takes keys and values heads first too, but then holds the scores.
@@ -143,13 +146,8 @@ function withScores({ facts }: Site, lowered: Lowered, operator: string, why: st
     : lowered;
 }
 
-/** GroupQueryAttention is always causal, and writes the present keys and values that it is asked for or not. */
-function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lowered | Refusal {
-  const { attributes, facts, inputs, e } = site;
+function checkGroupQuery({ attributes, facts }: Site): Refusal | undefined {
   const { known } = facts;
-  if (!attributes.isCausal) return refuse('GroupQueryAttention is always causal, and this is not');
-  const wrong = checkCausality(site);
-  if (wrong !== undefined) return wrong;
   if (facts.provider === 'cuda' && facts.elementType === DataType.FLOAT)
     return refuse('GroupQueryAttention on CUDA takes 16-bit types only');
   if (facts.mask !== undefined) return refuse('GroupQueryAttention with a mask is not in every provider');
@@ -161,6 +159,15 @@ function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lo
     return refuse(`GroupQueryAttention needs a head dimension divisible by 8, not ${known.headDimension}`);
   if (facts.hasPast && facts.batch !== 1 && facts.queries !== 1)
     return refuse('GroupQueryAttention puts several queries after a past in a batch of one only');
+  return undefined;
+}
+
+/** GroupQueryAttention is always causal, and writes the present keys and values that it is asked for or not. */
+function lowerToGroupQuery(site: Site, queryHeads: number, keyHeads: number): Lowered | Refusal {
+  const { attributes, facts, inputs, e } = site;
+  if (!attributes.isCausal) return refuse('GroupQueryAttention is always causal, and this is not');
+  const wrong = checkCausality(site) ?? checkGroupQuery(site);
+  if (wrong !== undefined) return wrong;
   const sizes = knownSizes(site);
   const query = sequenceFirst(site, 'Q', attributes.queryLayout, sizes.query);
   const key = sequenceFirst(site, 'K', attributes.keyLayout, sizes.key);
