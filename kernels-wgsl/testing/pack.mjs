@@ -13,6 +13,7 @@ const at = (...parts) => join(root, ...parts);
 const entries = [
   'kernels-wgsl/half.test.ts',
   'kernels-wgsl/attention.test.ts',
+  'kernels-wgsl/cache-memory.test.ts',
   'kernels-wgsl/standard-cases.test.ts',
   'bench/webgpu-attention.ts',
 ];
