@@ -6,6 +6,7 @@ import {
   type SymbolicShapes,
   type SymbolicSizes,
 } from './attention-sizes.js';
+import type { BufferPool } from './buffer-pool.js';
 import type { Engine } from './engine.js';
 import { checkFeeds } from './feeds.js';
 import {
@@ -17,6 +18,7 @@ import {
   RunTimes,
   type SessionForm,
 } from './forms.js';
+import { cacheOf } from './growing-cache.js';
 import { type Feeds, type Fetches, FlashSessionHandler, type ModelMetadata, type Results } from './handler.js';
 import { ortError } from './ort-error.js';
 import { SplicedSession } from './spliced-session.js';
@@ -149,7 +151,7 @@ export class AutoSession extends FlashSessionHandler {
     const shape = shapeKey(feeds);
     const sizes = this.#sizesOf(shape, feeds);
     if (this.#costs === undefined && this.#isWorthMeasuring()) await this.#measureCosts();
-    const mustBeCut = sizes === undefined || sharesBuffers(feeds, fetches as Tensors);
+    const mustBeCut = sizes === undefined || sharesBuffers(feeds, fetches as Tensors, this.#parts.engine.pool);
     const milliseconds = mustBeCut ? undefined : this.#weigh(sizes, shape);
     const form = milliseconds ? this.#ledger.choose(milliseconds, this.#price) : this.#ledger.take('kernels');
     const isNeeded = milliseconds?.[this.#form] === undefined;
@@ -241,9 +243,11 @@ function shapeKey(feeds: Tensors): string {
 }
 
 /** Whether a run writes outputs to buffers that it reads: ONNX Runtime's operators may read what is written already. */
-function sharesBuffers(feeds: Tensors, fetches: Readonly<Record<string, Tensor | null>>): boolean {
-  const read = new Set<unknown>();
-  for (const tensor of Object.values(feeds)) if (tensor.location === 'gpu-buffer') read.add(tensor.gpuBuffer);
-  if (read.size === 0) return false;
-  return Object.values(fetches).some((tensor) => tensor?.location === 'gpu-buffer' && read.has(tensor.gpuBuffer));
+function sharesBuffers(feeds: Tensors, fetches: Readonly<Record<string, Tensor | null>>, pool: BufferPool): boolean {
+  const targets = Object.values(fetches).filter((target) => target?.location === 'gpu-buffer') as Tensor[];
+  if (targets.length === 0) return false;
+  const written = new Set<unknown>(targets.map(({ gpuBuffer }) => gpuBuffer));
+  // Asked for its buffer, the view of a cache is copied; nobody else has the buffer that it is in.
+  const read = Object.values(feeds).filter((tensor) => tensor.location === 'gpu-buffer' && !cacheOf(tensor, pool));
+  return read.some(({ gpuBuffer }) => written.has(gpuBuffer));
 }
