@@ -1,10 +1,21 @@
 /** How `flash: 'auto'` chooses the form of a model, over Dawn, with costs that are given. */
 import { readFileSync } from 'node:fs';
 import anyTest from 'ava';
-import { encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import type { FormCosts, InferenceSession, SessionForm } from '../kernels-wgsl/web.js';
 import { buildTransformer } from '../models/builder.js';
 import { bundledModel } from '../models/corpus.js';
+import {
+  asPast,
+  emptyPast,
+  feedsOf as feedsOfTokens,
+  greedy,
+  prompt,
+  referenceSession,
+  runReference,
+  type Tensors,
+} from './decoding.js';
 import { counts, feedsOf, hasWebGpu, largestDifference, loadWeb } from './web-runtime.js';
 
 const test = hasWebGpu ? anyTest.serial : anyTest.skip;
@@ -105,6 +116,48 @@ test('a form that cannot be had is told, and not tried again', async (t) => {
   t.regex(text, /fused could not be opened/);
   t.is(choice!.failures.length, 1);
   t.true(largestDifference(session, await session.run(feeds), bert) <= bert.tolerance);
+  await session.release();
+});
+
+test('caches pass from form to form as a model generates', async (t) => {
+  t.timeout(600_000);
+  const llama = bundledModel('llama_past-dyn18');
+  const model = decodeModel(readFileSync(llama.modelFile), llama.modelFile);
+  const [site] = rewriteModel(model).sites;
+  const heads =
+    site!.queryHeads === site!.keyHeads ? `${site!.queryHeads}` : `${site!.queryHeads} on ${site!.keyHeads}`;
+  const name = `${heads} heads × ${site!.headDimension}${site!.attributes!.isCausal ? ', causal' : ''}`;
+  const cost = (least: number) => ({ leastMilliseconds: least, operationsPerMillisecond: 1e3 });
+  // The kernels have the better rate: a prompt is long, a token is not.
+  const costs = { kernels: { ...cost(1000), operationsPerMillisecond: 1e6 }, decomposed: cost(10) };
+  const session = await ort.InferenceSession.create(llama.modelFile, {
+    costs: { [keyFor(await machineName(), name)]: costs },
+    preferredOutputLocation: 'gpu-buffer',
+  });
+  const reference = await referenceSession(llama);
+  const forms: SessionForm[] = [];
+  for (const length of [3, 120, 5]) {
+    let past = emptyPast(ort, session, 1);
+    let expectedPast = past;
+    let tokens = prompt(1, length);
+    for (let step = 0; step < 6; step++) {
+      const inputs = feedsOfTokens(ort, tokens, Object.values(past)[0]!.dims[2]!);
+      const results = (await session.run({ ...inputs, ...past })) as Tensors;
+      const expected = await runReference(reference, tokens, expectedPast);
+      for (const tensor of Object.values(past)) tensor.dispose();
+      const { output, ...presents } = results;
+      const logits = { dims: output!.dims, data: await output!.getData() };
+      output!.dispose();
+      t.deepEqual(greedy(logits), greedy(expected.output!), `${session.explain().text}, step ${step}`);
+      past = asPast(presents);
+      expectedPast = asPast(expected);
+      tokens = greedy(expected.output!).map((token) => [token]);
+      forms.push(session.explain().choice!.form);
+    }
+    for (const tensor of Object.values(past)) tensor.dispose();
+  }
+  t.log(forms.join(', '));
+  t.true(session.explain().choice!.switches >= 2, 'both forms are used');
   await session.release();
 });
 
