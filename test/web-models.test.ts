@@ -3,15 +3,15 @@
  * ORT_FLASH_WEB=all the whole corpus. With ORT_FLASH_WEB_RESULTS=FILE each outcome is added to FILE as a line of JSON, and
  * models that FILE has already are left out; web-models-table.ts makes docs/web-models.md of it.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import anyTest from 'ava';
-import { build } from 'esbuild';
 import { type ModelExample, readTestData } from '../models/corpus.js';
 import { toNumbers } from './runtime.js';
-import { hasChromium, type OpenedPage, openPage, ortFolder, root, WITH_WEBGPU } from './web-browser.js';
+import { hasChromium, type OpenedPage, openPage, ortFolder, WITH_WEBGPU } from './web-browser.js';
 import type { PageTensor, RunModel } from './web-harness.js';
+import { buildHarness } from './web-harness-page.js';
 import { dynamicModels, judge, OutcomeLog, type RunExample } from './web-outcomes.js';
 
 const test = hasChromium ? anyTest.serial : anyTest.skip;
@@ -73,14 +73,7 @@ const folder = mkdtempSync(join(tmpdir(), 'ort-flash-models-'));
 let runner: Runner | undefined;
 
 async function openRunner(): Promise<Runner> {
-  writeFileSync(join(folder, 'index.html'), '<!doctype html><body><script type="module" src="/harness.js"></script>');
-  await build({
-    entryPoints: [join(root, 'test', 'web-harness.ts')],
-    outfile: join(folder, 'harness.js'),
-    bundle: true,
-    format: 'esm',
-    logLevel: 'error',
-  });
+  await buildHarness(folder);
   return new Runner(folder, dirname(dirname(models[0]!.modelFile)));
 }
 
