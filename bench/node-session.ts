@@ -4,7 +4,8 @@
  *
  * The model hands its input back, so a run is all cost: checks, copies, and the way to another thread and back, which
  * onnxruntime-node does not take. Also: how late a timer of 1 ms is at worst during one long run; onnxruntime-node
- * computes on the thread of the event loop, so its timer is as late as the run is long.
+ * computes on the thread of the event loop, so its timer is as late as the run is long. All that is compared is measured
+ * by turns, several times, and the least counts: what else the machine does only adds.
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { arch, cpus, totalmem, type } from 'node:os';
@@ -21,9 +22,12 @@ const NAMES: readonly Name[] = ['ort-flash', 'onnxruntime-node'];
 interface RunCost {
   /** Of the input and of the output. */
   readonly bytes: number;
-  /** Medians, in microseconds. */
+  /** A run's time as a rule: medians, in microseconds. */
   readonly microseconds: Readonly<Record<Name, number>>;
   readonly ratio: number;
+  /** A run's part in the time of many, which freeing their results takes part of: means, in microseconds. */
+  readonly means: Readonly<Record<Name, number>>;
+  readonly ratioOfMeans: number;
 }
 
 interface LoopDelay {
@@ -31,9 +35,9 @@ interface LoopDelay {
   readonly work: string;
   /** In milliseconds. */
   readonly run: Readonly<Record<Name, number>>;
-  /** The worst delay of a timer of 1 ms in that time, in milliseconds: the least of several runs. */
+  /** The worst delay of a timer of 1 ms in that time, in milliseconds: the least of several times. */
   readonly worst: Readonly<Record<Name, number>>;
-  /** Likewise while the process does nothing for as long: what the machine's other work does to the timer. */
+  /** Likewise while the process does nothing for as long, in between: what the machine does to the timer by itself. */
   readonly idle: number;
 }
 
@@ -48,32 +52,62 @@ async function forEach<T>(make: (name: Name) => Promise<T>): Promise<Record<Name
   return Object.fromEntries(entries) as Record<Name, T>;
 }
 
+const ROUNDS = 15;
+
+/** The least of what each measurement gives, taken by turns. */
+async function leastByTurns<K extends string>(
+  measures: Readonly<Record<K, () => Promise<number[]>>>,
+): Promise<Record<K, number[]>> {
+  const names = Object.keys(measures) as K[];
+  const least = new Map<K, number[]>();
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const name of names) {
+      const values = await measures[name]();
+      const before = least.get(name) ?? values;
+      least.set(
+        name,
+        values.map((value, i) => Math.min(value, before[i]!)),
+      );
+    }
+  }
+  return Object.fromEntries(least) as Record<K, number[]>;
+}
+
+/** Median and mean of some hundred runs, in microseconds. */
+async function timeRuns(session: OrtSession, x: Tensor, runs: number): Promise<[number, number]> {
+  const times: number[] = [];
+  for (let run = -5; run < runs; run++) {
+    const start = performance.now();
+    await session.run({ x });
+    if (run >= 0) times.push((performance.now() - start) * 1000);
+  }
+  return [median(times), times.reduce((sum, time) => sum + time, 0) / runs];
+}
+
 async function runCosts(): Promise<RunCost[]> {
   const sessions = await forEach((name) => openSession(name, identityModel('float32')));
   const costs: RunCost[] = [];
   for (const bytes of SIZES) {
     const x = new Tensor('float32', new Float32Array(bytes / 4), [bytes / 4]);
-    const runs = bytes > 1 << 20 ? 40 : 2000;
-    const times: Record<Name, number[]> = { 'ort-flash': [], 'onnxruntime-node': [] };
-    // By turns, so that what else the machine does falls on both.
-    for (let run = -10; run < runs; run++) {
-      for (const name of NAMES) {
-        const start = performance.now();
-        await sessions[name].run({ x });
-        if (run >= 0) times[name].push((performance.now() - start) * 1000);
-      }
-    }
-    const microseconds = {
-      'ort-flash': median(times['ort-flash']),
-      'onnxruntime-node': median(times['onnxruntime-node']),
-    };
-    costs.push({ bytes, microseconds, ratio: microseconds['ort-flash'] / microseconds['onnxruntime-node'] });
+    const runs = bytes > 1 << 20 ? 30 : 500;
+    const measure = (name: Name) => () => timeRuns(sessions[name], x, runs);
+    const least = await leastByTurns({
+      'ort-flash': measure('ort-flash'),
+      'onnxruntime-node': measure('onnxruntime-node'),
+    });
+    const pick = (i: number) => ({
+      'ort-flash': least['ort-flash'][i]!,
+      'onnxruntime-node': least['onnxruntime-node'][i]!,
+    });
+    const ratio = (values: Readonly<Record<Name, number>>) => values['ort-flash'] / values['onnxruntime-node'];
+    const [microseconds, means] = [pick(0), pick(1)];
+    costs.push({ bytes, microseconds, ratio: ratio(microseconds), means, ratioOfMeans: ratio(means) });
   }
   return costs;
 }
 
-/** The worst delay of a timer of 1 ms while `work` is under way. */
-async function worstDelay(work: () => Promise<unknown>): Promise<{ run: number; worst: number }> {
+/** How long `work` takes, and the worst delay of a timer of 1 ms while it is under way, in milliseconds. */
+async function worstDelay(work: () => Promise<unknown>): Promise<[run: number, worst: number]> {
   let worst = 0;
   let last = performance.now();
   const tick = () => {
@@ -89,18 +123,7 @@ async function worstDelay(work: () => Promise<unknown>): Promise<{ run: number; 
   const run = performance.now() - start;
   tick();
   clearInterval(timer);
-  return { run, worst };
-}
-
-const ROUNDS = 5;
-
-async function leastOf(measure: () => ReturnType<typeof worstDelay>): ReturnType<typeof worstDelay> {
-  let least = await measure();
-  for (let round = 1; round < ROUNDS; round++) {
-    const next = await measure();
-    if (next.worst < least.worst) least = next;
-  }
-  return least;
+  return [run, worst];
 }
 
 async function loopDelays(): Promise<LoopDelay[]> {
@@ -114,12 +137,21 @@ async function loopDelays(): Promise<LoopDelay[]> {
   const delays: LoopDelay[] = [];
   for (const [work, model, x] of works) {
     const sessions = await forEach((name) => openSession(name, model));
-    const measured = await forEach((name) => leastOf(() => worstDelay(() => sessions[name].run({ x }))));
-    const wait = measured['ort-flash'].run;
-    const idle = await leastOf(() => worstDelay(() => new Promise((done) => setTimeout(done, wait))));
-    const pick = (field: 'run' | 'worst') =>
-      Object.fromEntries(NAMES.map((name) => [name, measured[name][field]])) as Record<Name, number>;
-    delays.push({ work, run: pick('run'), worst: pick('worst'), idle: idle.worst });
+    let wait = 0;
+    const least = await leastByTurns({
+      'ort-flash': async () => {
+        const [run, worst] = await worstDelay(() => sessions['ort-flash'].run({ x }));
+        wait = run;
+        return [run, worst];
+      },
+      'onnxruntime-node': () => worstDelay(() => sessions['onnxruntime-node'].run({ x })),
+      idle: () => worstDelay(() => new Promise((done) => setTimeout(done, wait))),
+    });
+    const pick = (i: number) => ({
+      'ort-flash': least['ort-flash'][i]!,
+      'onnxruntime-node': least['onnxruntime-node'][i]!,
+    });
+    delays.push({ work, run: pick(0), worst: pick(1), idle: least.idle[1]! });
   }
   return delays;
 }
@@ -141,9 +173,13 @@ const report = {
 };
 if (process.argv.includes('--json')) console.log(JSON.stringify(report));
 else {
-  for (const { bytes, microseconds, ratio } of costs) {
+  for (const { bytes, microseconds, ratio, means, ratioOfMeans } of costs) {
     const [ours, theirs] = NAMES.map((name) => `${microseconds[name].toFixed(0)} µs`);
-    console.log(`${size(bytes).padStart(8)}: ${ours} a run, onnxruntime-node ${theirs} (${ratio.toFixed(2)})`);
+    const [mean, theirMean] = NAMES.map((name) => `${means[name].toFixed(0)} µs`);
+    console.log(
+      `${size(bytes).padStart(8)}: ${ours} a run, onnxruntime-node ${theirs} (${ratio.toFixed(2)}); ` +
+        `on average ${mean}, ${theirMean} (${ratioOfMeans.toFixed(2)})`,
+    );
   }
   for (const { work, run, worst, idle } of delays) {
     const [ours, theirs] = NAMES.map((name) => `${worst[name].toFixed(1)} ms late in ${run[name].toFixed(0)} ms`);
