@@ -87,6 +87,8 @@ export interface NativeSession {
 
 /** What `kernels-cuda/addon` exports. */
 export interface NativeAddon {
+  /** See INTERFACE_VERSION. */
+  readonly interfaceVersion: number;
   initialize(library: string, logSeverityLevel: number): { version: string; providers: string[] };
   createSession(model: string | Uint8Array, options: NativeSessionOptions): Promise<NativeSession>;
 }
@@ -97,6 +99,9 @@ export type AddonState =
   | { readonly addon: undefined; readonly why: string };
 
 const LOG_LEVELS = ['verbose', 'info', 'warning', 'error', 'fatal'];
+
+/** What the addon's interface is counted by: one more with each change of it. An addon built before does not fit. */
+const INTERFACE_VERSION = 2;
 
 let state: AddonState | undefined;
 
@@ -111,6 +116,8 @@ function tryLoadAddon(): AddonState {
   if (!existsSync(path)) return { addon: undefined, why: 'the addon is not built (npm run build:addon builds it)' };
   try {
     const addon = createRequire(import.meta.url)(path) as NativeAddon;
+    if (addon.interfaceVersion !== INTERFACE_VERSION)
+      return { addon: undefined, why: 'the addon was built for another version; npm run build:addon builds it anew' };
     const level = LOG_LEVELS.indexOf(env.logLevel ?? 'warning');
     return { addon, ...addon.initialize(onnxRuntimePath(), level < 0 ? 2 : level) };
   } catch (error) {

@@ -53,7 +53,7 @@ export class AddonSessionHandler extends FlashSessionHandler {
     const results: Results = {};
     for (const [i, name] of names.entries()) {
       const target = fetches[name];
-      results[name] = target == null ? tensorOf(values[i]!) : fillTensor(name, target as Tensor, values[i]!);
+      results[name] = target == null ? tensorOf(values[i]!) : await fillTensor(name, target as Tensor, values[i]!);
     }
     return results;
   }

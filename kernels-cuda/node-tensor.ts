@@ -112,11 +112,23 @@ function bytesOf(view: ArrayBufferView): Uint8Array {
   return view.byteLength === 0 ? new Uint8Array() : new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
+/** Bytes that are copied without letting the event loop have its turn. */
+const COPIED_AT_ONCE = 1 << 20;
+
+/** Copies all bytes, and lets the event loop go on meanwhile. */
+async function copyBytes(target: Uint8Array, source: Uint8Array): Promise<void> {
+  for (let at = 0; at < source.length; at += COPIED_AT_ONCE) {
+    if (at > 0) await new Promise<void>((done) => setImmediate(done));
+    if (target.length !== source.length) return;
+    target.set(source.subarray(at, at + COPIED_AT_ONCE), at);
+  }
+}
+
 /**
  * Copies a run's result into the tensor that the caller wants it in.
  * @throws OrtFlashError `invalid-tensor` where type or shape differ
  */
-export function fillTensor(name: string, target: Tensor, [type, dims, elements]: NativeResult): Tensor {
+export async function fillTensor(name: string, target: Tensor, [type, dims, elements]: NativeResult): Promise<Tensor> {
   const fail = (why: string): never => {
     throw new OrtFlashError('invalid-tensor', `the tensor given for output ${name} ${why}`, { tensor: name });
   };
@@ -132,6 +144,8 @@ export function fillTensor(name: string, target: Tensor, [type, dims, elements]:
   }
   if (!(elements instanceof ArrayBuffer)) return fail('is on the CPU, the output on the GPU');
   if (!ArrayBuffer.isView(data) || data.byteLength !== elements.byteLength) return fail('has lost its data');
-  bytesOf(data).set(new Uint8Array(elements));
+  const bytes = bytesOf(data);
+  await copyBytes(bytes, new Uint8Array(elements));
+  if (bytes.length !== elements.byteLength) fail('was given to another thread while it was filled');
   return target;
 }

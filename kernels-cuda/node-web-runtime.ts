@@ -88,11 +88,12 @@ class WasmSessionHandler extends WholeSessionHandler {
     // onnxruntime-web gives back tensors for outputs without filling them.
     const wanted = Object.fromEntries(Object.keys(fetches).map((name) => [name, null]));
     const results = await super.runModel(feeds, wanted, options);
-    const entries = Object.entries(results).map(([name, result]) => {
+    const own: Results = {};
+    for (const [name, result] of Object.entries(results)) {
       const target = fetches[name];
-      return [name, target == null ? ownTensor(result) : copyInto(name, target, result)] as const;
-    });
-    return Object.fromEntries(entries);
+      own[name] = target == null ? ownTensor(result) : await copyInto(name, target, result);
+    }
+    return own;
   }
 }
 
@@ -136,7 +137,7 @@ type Result = Results[string];
 
 const ownTensor = ({ type, data, dims }: Result) => createTensor(type, data as Tensor.DataType, dims);
 
-function copyInto(name: string, target: Result, { type, data, dims }: Result): Result {
+function copyInto(name: string, target: Result, { type, data, dims }: Result): Promise<Result> {
   const elements = Array.isArray(data) ? data : ((data as Uint8Array).slice().buffer as ArrayBuffer);
   return fillTensor(name, target, [type, [...dims], elements]);
 }

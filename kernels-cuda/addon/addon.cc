@@ -29,11 +29,15 @@ Napi::Value Initialize(const Napi::CallbackInfo& info) {
   });
 }
 
+// Of what this file exports and the objects behind it: INTERFACE_VERSION of node-addon.ts, which takes no other.
+constexpr int kInterfaceVersion = 2;
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   auto* data = new AddonData();
   data->session = Napi::Persistent(SessionObject::Define(env));
   data->device_tensor = Napi::Persistent(DeviceTensorObject::Define(env));
   env.SetInstanceData(data);
+  exports.Set("interfaceVersion", Napi::Number::New(env, kInterfaceVersion));
   exports.Set("initialize", Napi::Function::New(env, Initialize));
   exports.Set("createSession", Napi::Function::New(env, SessionObject::Open));
   return exports;

@@ -13,20 +13,6 @@ namespace {
 constexpr size_t kCopyAtOnceBytes = 1 << 20;
 // From here on memory for an output is made before the run, where its size can be guessed.
 constexpr size_t kGuessBytes = 1 << 16;
-// From here on memory is not cleared first, as all of it is filled. Node's Buffer takes no more than 4 GiB.
-constexpr size_t kUnclearedBytes = 1 << 12;
-constexpr size_t kMostUnclearedBytes = size_t{1} << 31;
-
-// An ArrayBuffer for an output, to be filled before anybody sees it.
-Napi::ArrayBuffer OutputMemory(Napi::Env env, size_t bytes) {
-  if (bytes >= kUnclearedBytes && bytes <= kMostUnclearedBytes) {
-    const auto buffer = Napi::Buffer<uint8_t>::New(env, bytes);
-    Napi::ArrayBuffer memory = buffer.ArrayBuffer();
-    // It is never part of a larger one as yet, but Node does not promise that.
-    if (buffer.ByteOffset() == 0 && memory.ByteLength() == bytes) return memory;
-  }
-  return Napi::ArrayBuffer::New(env, bytes);
-}
 
 // Copies large outputs into their ArrayBuffers on another thread, so that the event loop does not wait for it. Nobody
 // else knows these ArrayBuffers yet: they are handed out when all is copied.
@@ -123,6 +109,8 @@ void RunWorker::Settle() {
 }
 
 void RunWorker::Work() {
+  for (Feed& feed : feeds_)
+    if (feed.upload && !feed.lent.IsEmpty()) Stage(feed);
   if (state_->graphs() != nullptr) {
     outputs_ = state_->graphs()->Run(feeds_, fetches_, options_);
   } else if (state_->cuda_device() >= 0) {
@@ -173,6 +161,15 @@ void RunWorker::RunBound() {
   state_->session().Run(options_, binding);
   binding.SynchronizeOutputs();
   outputs_ = binding.GetOutputValues();
+}
+
+void RunWorker::Stage(Feed& feed) {
+  const auto info = feed.owned.GetTensorTypeAndShapeInfo();
+  const std::vector<int64_t> shape = info.GetShape();
+  Ort::Value target =
+      Ort::Value::CreateTensor(state_->pinned_allocator(), shape.data(), shape.size(), info.GetElementType());
+  std::memcpy(target.GetTensorMutableRawData(), feed.owned.GetTensorRawData(), TensorByteLength(feed.owned));
+  feed.owned = std::move(target);
 }
 
 void RunWorker::Upload(Feed& feed) {

@@ -59,6 +59,8 @@ class RunWorker : public RunTask {
   void Work();
   void RunPlain();
   void RunBound();
+  // Moves a large input from JavaScript's memory to page-locked memory.
+  void Stage(Feed& feed);
   // Moves an input to the GPU.
   void Upload(Feed& feed);
   void CheckOutputs() const;

@@ -18,6 +18,9 @@ namespace {
 constexpr napi_type_tag kDeviceTensorTag = {0x6f72742d666c6173, 0x682d74656e736f72};
 // From here on inputs are read where they lie: less is copied sooner than it is held on to.
 constexpr uint64_t kLendBytes = 1 << 16;
+// From here on memory for outputs is not cleared first. Node's Buffer takes no more than 4 GiB.
+constexpr size_t kUnclearedBytes = 1 << 12;
+constexpr size_t kMostUnclearedBytes = size_t{1} << 31;
 // The largest integer that a JavaScript number holds exactly.
 constexpr uint64_t kMaxElements = (uint64_t{1} << 53) - 1;
 
@@ -89,26 +92,26 @@ Napi::Array StringsOf(Napi::Env env, const Ort::Value& value) {
   return strings;
 }
 
-// Copies a tensor from the GPU on another thread, then hands it to JavaScript.
+// Copies a tensor from the GPU on another thread, into memory that nobody else knows yet.
 class DownloadWorker : public PromiseWorker {
  public:
   DownloadWorker(Napi::Env env, std::shared_ptr<DeviceTensor> tensor)
-      : PromiseWorker(env), tensor_(std::move(tensor)), bytes_(TensorByteLength(tensor_->value)) {}
+      : PromiseWorker(env), tensor_(std::move(tensor)), bytes_(TensorByteLength(tensor_->value)) {
+    Napi::ArrayBuffer buffer = OutputMemory(env, bytes_);
+    data_ = buffer.Data();
+    buffer_ = Napi::Persistent(buffer);
+  }
 
  protected:
-  void Work() override {
-    CopyDeviceMemory(bytes_.data(), tensor_->value.GetTensorRawData(), bytes_.size());
-  }
+  void Work() override { CopyDeviceMemory(data_, tensor_->value.GetTensorRawData(), bytes_); }
 
-  Napi::Value Result(Napi::Env env) override {
-    Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes_.size());
-    if (!bytes_.empty()) std::memcpy(buffer.Data(), bytes_.data(), bytes_.size());
-    return buffer;
-  }
+  Napi::Value Result(Napi::Env) override { return buffer_.Value(); }
 
  private:
   std::shared_ptr<DeviceTensor> tensor_;
-  std::vector<char> bytes_;
+  size_t bytes_;
+  void* data_ = nullptr;
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
 };
 
 }  // namespace
@@ -179,7 +182,7 @@ Feed ReadFeed(SessionState& session, const Napi::Array& record) {
                           std::to_string(expected));
   feed.upload = session.IsOnGpu(feed.name);
   const bool is_aligned = reinterpret_cast<uintptr_t>(bytes.Data()) % std::max(1u, type->bits / 8) == 0;
-  if (!feed.upload && is_aligned && expected >= kLendBytes) {
+  if (is_aligned && expected >= kLendBytes) {
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
     feed.owned = Ort::Value::CreateTensor(memory, const_cast<uint8_t*>(bytes.Data()), expected, shape.data(),
                                           shape.size(), type->id);
@@ -192,6 +195,16 @@ Feed ReadFeed(SessionState& session, const Napi::Array& record) {
     Refuse(feed.name, "takes another number of bytes in ONNX Runtime than " + std::to_string(expected));
   if (expected > 0) std::memcpy(feed.owned.GetTensorMutableRawData(), bytes.Data(), expected);
   return feed;
+}
+
+Napi::ArrayBuffer OutputMemory(Napi::Env env, size_t bytes) {
+  if (bytes >= kUnclearedBytes && bytes <= kMostUnclearedBytes) {
+    const auto buffer = Napi::Buffer<uint8_t>::New(env, bytes);
+    Napi::ArrayBuffer memory = buffer.ArrayBuffer();
+    // It is never part of a larger one as yet, but Node does not promise that.
+    if (buffer.ByteOffset() == 0 && memory.ByteLength() == bytes) return memory;
+  }
+  return Napi::ArrayBuffer::New(env, bytes);
 }
 
 size_t TensorByteLength(const Ort::Value& value) {

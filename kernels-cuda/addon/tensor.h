@@ -43,8 +43,8 @@ class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
 struct Feed {
   std::string name;
   Ort::Value owned{nullptr};
-  // `owned` is page-locked memory, to be copied to the GPU before the run. ONNX Runtime itself would not copy it: its
-  // kernels would read it across the bus, again and again.
+  // `owned` is to be copied to the GPU before the run, from page-locked memory. ONNX Runtime itself would not copy that:
+  // its kernels would read it across the bus, again and again.
   bool upload = false;
   // Set instead of `owned` for a tensor that lies on the GPU.
   std::shared_ptr<DeviceTensor> resident;
@@ -63,6 +63,9 @@ Napi::Array CreateResult(Napi::Env env, const Ort::Value& value);
 
 // Where a result's data goes.
 constexpr uint32_t kResultData = 2;
+
+// An ArrayBuffer for an output. It holds anything, and must be filled, all of it, before anybody sees it.
+Napi::ArrayBuffer OutputMemory(Napi::Env env, size_t bytes);
 
 // Bytes of the elements; 0 for strings.
 size_t TensorByteLength(const Ort::Value& value);
