@@ -1,12 +1,12 @@
 /** `ort-flash run` on a disk that is full: one clear error, nothing half-written, and the same command goes on later. */
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
 import { decodeNpy, encodeNpy } from '../kernels-cuda/node-npy.js';
-import { identityModel } from '../kernels-cuda/test-models.js';
+import { identityModel, powerModel } from '../kernels-cuda/test-models.js';
 
 const main = fileURLToPath(new URL('../cli/main.ts', import.meta.url));
 const SAMPLES = 30;
@@ -99,4 +99,30 @@ const canMount = spawnSync('unshare', ['-rm', 'mount', '-t', 'tmpfs', 'none', tm
     const { data } = decodeNpy(spawnSync('cat', [file]).stdout, file);
     t.deepEqual(data, new Float32Array(lengthOf(sample)).fill(sample));
   }
+});
+
+test('SIGTERM lets what runs be written, and the next run does the rest', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-term-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const [model, inputs, outputs] = [join(folder, 'model.onnx'), join(folder, 'in'), join(folder, 'out')];
+  writeFileSync(model, powerModel(40));
+  const samples = 60;
+  const x = encodeNpy({ type: 'float32', dims: [400, 400], data: new Float32Array(400 * 400).fill(1 / 400) });
+  for (let sample = 0; sample < samples; sample++) {
+    mkdirSync(join(inputs, `test_data_set_${sample}`), { recursive: true });
+    writeFileSync(join(inputs, `test_data_set_${sample}`, 'x.npy'), x);
+  }
+  const args = ['--import=tsx', main, 'run', model, '--inputs', inputs, '--outputs', outputs];
+  const child = spawn(process.execPath, args, { stdio: 'ignore' });
+  const ended = new Promise((done) => child.once('exit', (code, signal) => done(signal ?? code)));
+  const isOver = () => child.exitCode !== null || child.signalCode !== null;
+  while (!isOver() && !existsSync(join(outputs, 'test_data_set_0'))) await new Promise((done) => setTimeout(done, 5));
+  child.kill('SIGTERM');
+  t.is(await ended, 'SIGTERM');
+  const written = readdirSync(outputs).filter((name) => name !== '.ort-flash-run.json');
+  t.true(written.length > 0 && written.length < samples, String(written.length));
+  for (const sample of written) t.deepEqual(readdirSync(join(outputs, sample)), ['y.npy']);
+  const { status, stdout } = spawnSync(process.execPath, [...args, '--json'], { encoding: 'utf8' });
+  t.is(status, 0);
+  t.like(JSON.parse(stdout), { skipped: written.length, finished: samples - written.length });
 });
