@@ -81,15 +81,18 @@ export function emitBlocks(
   return e.op('Gather', [rows, rowsOfQueries(e, queries, size, count)], { attributes: { axis: 0 }, label: 'output' });
 }
 
-/** Whether so few scores are to be computed that they need no blocks. */
-export function areFewScores(
-  e: NodeEmitter,
-  { query, key }: Pick<Operands, 'query' | 'key'>,
-  { scores: most }: BlockSizes,
-): string {
-  const sizes = e.concat([e.sizes(query, 0, 3, 'rows_sizes'), e.sizes(key, 3, 4, 'keys_size')], 0, 'scores_sizes');
-  const scores = e.op('ReduceProd', [sizes], { attributes: { keepdims: 0 }, label: 'scores_count' });
-  return e.op('Less', [scores, e.int(most + 1)], { label: 'are_few' });
+/**
+ * Whether so few scores are to be computed that they need no blocks.
+ * @param sizes whose product is their number
+ */
+export function areFewScores(e: NodeEmitter, sizes: readonly Size[], { scores: most }: BlockSizes): string {
+  const fixed = sizes.reduce<number>((product, size) => (typeof size === 'number' ? product * size : product), 1);
+  const open = sizes.filter((size) => typeof size === 'string');
+  const scores = e.op('ReduceProd', [e.concat(open, 0, 'scores_sizes')], {
+    attributes: { keepdims: 0 },
+    label: 'scores_count',
+  });
+  return e.op('Less', [scores, e.int(Math.floor(most / Math.max(fixed, 1)) + 1)], { label: 'are_few' });
 }
 
 /** Where each query's row stands among those of the blocks. */

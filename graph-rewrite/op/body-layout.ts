@@ -66,6 +66,18 @@ export function fromLayout(
   );
 }
 
+/** The size of an axis, read from the tensor as it is; undefined where that takes sizes that are not known. */
+export function axisSize(e: NodeEmitter, x: string, layout: Layout, axis: Axis, known: KnownSizes): Size | undefined {
+  const dimension = layout.findIndex(({ factors }) => factors.includes(axis));
+  if (known[axis] !== undefined || dimension < 0) return known[axis] ?? 1;
+  const { factors, slice } = layout[dimension]!;
+  const others = factors.filter((f) => f !== axis).map((f) => (isAxis(f) ? known[f] : f.parts));
+  if (slice !== undefined || others.includes(undefined)) return undefined;
+  const by = others.reduce<number>((product, size) => product * size!, 1);
+  const size = e.sizes(x, dimension, dimension + 1);
+  return by === 1 ? size : e.op('Div', [size, e.ints([by])]);
+}
+
 /** The sizes of a layout's factors, each an axis of its own. */
 function splitTargets(layout: Layout, known: KnownSizes): Target[] {
   return layout.flatMap(({ factors }, dimension) => {

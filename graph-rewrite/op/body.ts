@@ -9,7 +9,7 @@ import { OrtFlashError } from '../errors.js';
 import { opsetImports } from '../onnx/make.js';
 import { DataType, FunctionProto } from '../onnx/proto.js';
 import { areFewScores, BLOCKS_ORDER, type BlockSizes, emitBlocks, type Operands } from './body-blocks.js';
-import { fromLayout, type KnownSizes, toLayout } from './body-layout.js';
+import { axisSize, fromLayout, type KnownSizes, toLayout } from './body-layout.js';
 import { applyMasks, describeMaskVariant, type MaskVariant, type QueryBlock } from './body-mask.js';
 import {
   DEFAULT_ATTRIBUTES,
@@ -20,7 +20,7 @@ import {
   type FlashAttentionAttributes,
   type FlashAttentionInput,
 } from './definition.js';
-import { floatTypeName, NodeEmitter, once, widerFloat } from './emit.js';
+import { floatTypeName, NodeEmitter, once, type Size, widerFloat } from './emit.js';
 import { type Axis, parseLayout } from './layout.js';
 import { sameAttribute, writeAttributes } from './node.js';
 
@@ -157,12 +157,13 @@ function knownSizes({ attributes, known = {} }: FunctionVariant) {
 }
 
 function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
-  const { blocks, hasPast, elementType } = variant;
+  const { blocks, elementType } = variant;
   const sizes = knownSizes(variant);
-  const tensors = readTensors(e, variant, sizes);
-  const key = hasPast ? e.transpose(tensors.key, [0, 1, 3, 2], 'key_transposed') : tensors.key;
-  const operandsIn = (scope: NodeEmitter) => operandsOf(scope, { ...tensors, key }, sizes);
   const layout = parseLayout(variant.attributes.outputLayout);
+  const scores = blocks && !variant.hasPast ? scoresSizes(e, variant, sizes) : undefined;
+  // Each branch reads the tensors itself where it can: what is read before is in memory till the branch ends.
+  const shared = scores === undefined ? readOperands(e, variant, sizes) : undefined;
+  const operandsIn = (scope: NodeEmitter) => operandsOf(scope, shared ?? readOperands(scope, variant, sizes), sizes);
   const whole = (scope: NodeEmitter) =>
     toLayout(scope, attend(scope, variant, operandsIn(scope)), layout, sizes.output);
   if (blocks === undefined) {
@@ -173,16 +174,37 @@ function emitBody(e: NodeEmitter, variant: FunctionVariant): void {
     const output = emitBlocks(scope, variant, blocks, operandsIn(scope), attend);
     return toLayout(scope, output, layout, sizes.output, BLOCKS_ORDER);
   };
-  const areFew = areFewScores(e, { query: tensors.query, key }, blocks);
-  finish(e, e.choose(areFew, elementType, whole, inBlocks, 'output'));
+  const shape = scores ?? [e.sizes(shared!.query, 0, 3, 'rows_sizes'), e.sizes(shared!.key, 3, 4, 'keys_size')];
+  finish(e, e.choose(areFewScores(e, shape, blocks), elementType, whole, inBlocks, 'output'));
+}
+
+type Tensors = Pick<Operands, 'query' | 'key' | 'value'>;
+
+/** Sizes whose product is the number of scores, where query and key tell them as they are. */
+function scoresSizes(
+  e: NodeEmitter,
+  { attributes, opset }: FunctionVariant,
+  sizes: ReturnType<typeof knownSizes>,
+): Size[] | undefined {
+  const query = parseLayout(attributes.queryLayout);
+  const key = parseLayout(attributes.keyLayout);
+  const read = (scope: NodeEmitter) => [
+    ...(['B', 'H', 'S'] as const).map((axis) => axisSize(scope, 'Q', query, axis, sizes.query)),
+    axisSize(scope, 'K', key, 'S', sizes.key),
+  ];
+  // Nothing of a vain try is to stay in the body.
+  const tried = read(new NodeEmitter(opset));
+  if (tried.includes(undefined) || !tried.some((size) => typeof size === 'string')) return undefined;
+  return read(e).filter((size) => size !== undefined);
+}
+
+function readOperands(e: NodeEmitter, variant: FunctionVariant, sizes: ReturnType<typeof knownSizes>): Tensors {
+  const tensors = readTensors(e, variant, sizes);
+  return variant.hasPast ? { ...tensors, key: e.transpose(tensors.key, [0, 1, 3, 2], 'key_transposed') } : tensors;
 }
 
 /** Operands whose sizes, where they are computed, are values of this scope. */
-function operandsOf(
-  e: NodeEmitter,
-  { query, key, value }: Pick<Operands, 'query' | 'key' | 'value'>,
-  sizes: ReturnType<typeof knownSizes>,
-): Operands {
+function operandsOf(e: NodeEmitter, { query, key, value }: Tensors, sizes: ReturnType<typeof knownSizes>): Operands {
   const isGrouped =
     sizes.queryHeads === undefined || sizes.keyHeads === undefined || sizes.queryHeads !== sizes.keyHeads;
   return {
