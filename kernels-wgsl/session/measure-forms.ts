@@ -14,7 +14,7 @@ import { makeTensor } from '../../graph-rewrite/onnx/tensor.js';
 import { functionFor, overloadName } from '../../graph-rewrite/op/body.js';
 import { DEFAULT_ATTRIBUTES } from '../../graph-rewrite/op/definition.js';
 import { flashAttentionNode } from '../../graph-rewrite/op/node.js';
-import type { AdapterFacts } from '../adapter.js';
+import type { AttentionKind } from './attention-kind.js';
 import type { Engine } from './engine.js';
 import {
   type AttentionCost,
@@ -25,15 +25,6 @@ import {
   scoreBytes,
 } from './forms.js';
 import type { FlashSessionHandler } from './handler.js';
-
-/** The kind of attention that is measured for all of a model's. */
-export interface AttentionKind {
-  readonly type: 'float32' | 'float16';
-  readonly queryHeads: number;
-  readonly keyHeads: number;
-  readonly headDimension: number;
-  readonly isCausal: boolean;
-}
 
 /** How long measuring may take, and on what. */
 interface Extent {
@@ -64,14 +55,6 @@ const LARGEST_SCORES = 2 ** 28;
 const GPU_BOUND = 3;
 const COPY_BYTES = 2 ** 24;
 const OPSET = 17;
-
-/** What costs are kept under: they hold for one kind of machine, and one kind of attention. */
-export function costKey({ vendor, architecture }: AdapterFacts, kind: AttentionKind): string {
-  const { type, queryHeads, keyHeads, headDimension, isCausal } = kind;
-  const heads = queryHeads === keyHeads ? `${queryHeads}` : `${queryHeads} on ${keyHeads}`;
-  const machine = `${vendor} ${architecture}`.trim() || 'unknown adapter';
-  return `${machine}, ${type}, ${heads} heads × ${headDimension}${isCausal ? ', causal' : ''}`;
-}
 
 /** Opens the small model in a form; undefined where the form cannot be had. */
 export type OpenSmallModel = (model: ModelProto, form: SessionForm) => Promise<FlashSessionHandler | undefined>;

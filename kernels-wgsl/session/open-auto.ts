@@ -3,6 +3,7 @@ import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
+import { type AttentionKind, costKey } from './attention-kind.js';
 import { groupSizes, resolveSizes } from './attention-sizes.js';
 import { AutoSession, type PreparedForm } from './auto-session.js';
 import { type AttentionCall, cutModel, type SplicePlan } from './cut.js';
@@ -10,7 +11,6 @@ import { type Engine, inTurn } from './engine.js';
 import type { LoadedFile } from './external-files.js';
 import { type AttentionCosts, cheapest, estimateRun, type FormCosts, type SessionForm } from './forms.js';
 import { type FlashSessionHandler, WholeSessionHandler } from './handler.js';
-import { type AttentionKind, costKey, measureForms } from './measure-forms.js';
 import { readMetadata } from './metadata.js';
 import { SplicedSession } from './spliced-session.js';
 
@@ -100,11 +100,12 @@ function measureOnce(key: string, engine: Engine, kind: AttentionKind, auto: Aut
 }
 
 /** Measures what attention costs in each form that there is for it. */
-export function measureCosts(
+export async function measureCosts(
   engine: Engine,
   kind: AttentionKind,
   provider: Readonly<Record<string, unknown>>,
 ): Promise<FormCosts> {
+  const { measureForms } = await import('./measure-forms.js');
   const options = { preferredOutputLocation: 'gpu-buffer', logSeverityLevel: 4 } as const;
   return measureForms(engine, kind, async (model, form) => {
     const loaded = { bytes: encodeModel(model), model, files: [] };
