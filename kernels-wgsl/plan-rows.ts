@@ -25,12 +25,6 @@ export interface RowTiles {
   readonly prefetches?: boolean;
 }
 
-/** How a candidate's lanes are laid out: quads of queries that each holds, and whether they are as far apart as can be. */
-interface Layout {
-  readonly quadsOfLane?: number;
-  readonly isFar?: boolean;
-}
-
 /** Bytes of workgroup memory that the kernel takes. */
 export function rowMemory({ lanes, keyTile, stages }: RowTiles, head: HeadShape): number {
   const quads = Math.ceil(head.depthQuads / lanes) + Math.ceil(head.valueQuads / lanes);
@@ -41,7 +35,7 @@ export function rowMemory({ lanes, keyTile, stages }: RowTiles, head: HeadShape)
 function registers(tiles: RowTiles, head: HeadShape): number {
   const { rows, lanes, keyBatch, keyTile, threads } = tiles;
   const held = 4 * rows * (Math.ceil(head.depthQuads / lanes) + Math.ceil(head.valueQuads / lanes));
-  const fetched = Math.ceil((keyTile * (head.depthQuads + head.valueQuads)) / threads);
+  const fetched = tiles.prefetches === false ? 0 : Math.ceil((keyTile * (head.depthQuads + head.valueQuads)) / threads);
   return held + rows * keyBatch + fetched * head.elementBytes;
 }
 
@@ -57,45 +51,57 @@ export function canRunRows(tiles: RowTiles, head: HeadShape, facts: AdapterFacts
   );
 }
 
-/** What was faster than every tile of the other portable kernel, where anything was; so far nothing is measured. */
-function measuredRows(_head: HeadShape, _facts: AdapterFacts): RowTiles | undefined {
-  return undefined;
+/**
+ * Tiles of so many keys at head dimensions to 64, fewer above: 8 KiB are 16 keys. Lanes such that 16 quads of queries are a
+ * thread's, and as far apart as the subgroup allows: neighbouring threads then read the same address, which was 2 to 4 %
+ * faster on an H100 than lanes side by side.
+ */
+function tilesOf(
+  head: HeadShape,
+  facts: AdapterFacts,
+  [rows, keyBatch, keys, stages]: readonly [number, number, number, number],
+  rest: Pick<RowTiles, 'prefetches'> = {},
+): RowTiles {
+  const quads = 2 ** Math.ceil(Math.log2(Math.max(head.depthQuads, head.valueQuads)));
+  const lanes = Math.max(1, (rows * quads) / 16);
+  const laneDistance = lanes > 1 ? Math.max(1, facts.subgroupMinSize / lanes) : 1;
+  const keyTile = Math.max(keyBatch, (keys * 16) / Math.max(16, quads));
+  return { threads: 128, rows, lanes, laneDistance, keyBatch, keyTile, stages, ...rest };
 }
 
-/**
- * Tiles worth measuring, for any head: lanes such that 16 quads of queries are a thread's, which with as much of the
- * outputs leaves registers for two or three workgroups of 128 threads on a processor; 8 KiB of keys and values a tile.
- */
+/** Tiles worth measuring, what was fastest on an H100 (NOTES.md) first. */
 export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] {
-  const quads = 2 ** Math.ceil(Math.log2(Math.max(head.depthQuads, head.valueQuads)));
-  const largest = Math.max(1, facts.subgroupMinSize);
-  const tiles = (
-    rows: number,
-    keyBatch: number,
-    keys: number,
-    stages: number,
-    { quadsOfLane = 16, isFar = true, ...rest }: Partial<RowTiles> & Layout = {},
-  ): RowTiles => {
-    const lanes = Math.max(1, (rows * quads) / quadsOfLane);
-    const laneDistance = isFar && lanes > 1 ? Math.max(1, largest / lanes) : 1;
-    const keyTile = Math.max(keyBatch, keys / Math.max(1, quads / 16));
-    return { threads: 128, rows, lanes, laneDistance, keyBatch, keyTile, stages, ...rest };
-  };
   const candidates = [
-    tiles(4, 4, 16, 2),
-    tiles(4, 4, 16, 2, { isFar: false }),
-    tiles(4, 2, 16, 2),
-    tiles(4, 4, 32, 1),
-    tiles(4, 2, 16, 1, { prefetches: false }),
-    tiles(4, 4, 16, 2, { threads: 64 }),
-    tiles(4, 2, 32, 1, { threads: 256 }),
-    tiles(4, 4, 16, 2, { quadsOfLane: 8 }),
-    tiles(2, 4, 16, 2),
-    tiles(8, 2, 16, 2),
-    tiles(1, 4, 16, 2),
+    tilesOf(head, facts, [4, 4, 32, 1]),
+    tilesOf(head, facts, [4, 4, 16, 1]),
+    tilesOf(head, facts, [4, 4, 16, 2]),
+    tilesOf(head, facts, [4, 4, 32, 2]),
+    tilesOf(head, facts, [4, 4, 32, 1], { prefetches: false }),
+    tilesOf(head, facts, [4, 4, 64, 1], { prefetches: false }),
+    tilesOf(head, facts, [2, 4, 32, 1]),
+    tilesOf(head, facts, [2, 8, 32, 1]),
+    tilesOf(head, facts, [4, 8, 32, 1]),
+    tilesOf(head, facts, [1, 4, 16, 1]),
   ];
   return candidates.filter((t) => canRunRows(t, head, facts));
 }
+
+/** Workgroups with which a large GPU is busy: two for each of an H100's processors. With fewer, nothing is measured. */
+const BUSY_WORKGROUPS = 264;
+
+/**
+ * What was faster than every tile of the other portable kernel: on an H100, long calls at head dimensions of 64, 128 and
+ * 256. Taken from 32 up.
+ */
+function measuredRows(problem: AttentionProblem, head: HeadShape, facts: AdapterFacts): RowTiles | undefined {
+  if (facts.vendor !== 'nvidia' || Math.max(head.depthQuads, head.valueQuads) < 8) return undefined;
+  const [best] = rowCandidates(head, facts);
+  if (best === undefined) return undefined;
+  const workgroups = problem.batch * problem.queryHeads * Math.ceil(problem.queries / queryTileOf(best));
+  return workgroups >= BUSY_WORKGROUPS ? best : undefined;
+}
+
+const queryTileOf = ({ threads, lanes, rows }: RowTiles) => (threads / lanes) * rows;
 
 /** The kernel that keeps rows in registers; undefined where another is better, or no tile fits this adapter. */
 export function planRows(
@@ -106,7 +112,8 @@ export function planRows(
 ): KernelChoice | undefined {
   const head = headShape(problem);
   const isWanted = options.kernel === 'prefill-rows' || options.kernel === 'prefill-rows-subgroups';
-  const tiles = options.rowTiles ?? measuredRows(head, facts) ?? (isWanted ? rowCandidates(head, facts)[0] : undefined);
+  const tiles =
+    options.rowTiles ?? measuredRows(problem, head, facts) ?? (isWanted ? rowCandidates(head, facts)[0] : undefined);
   if (tiles === undefined) return undefined;
   if (tiles.lanes > 1 && tiles.lanes * tiles.laneDistance > facts.subgroupMinSize)
     throw new OrtFlashError(
@@ -114,7 +121,7 @@ export function planRows(
       `FlashAttention on WebGPU: ${tiles.lanes} lanes ${tiles.laneDistance} apart need subgroups of ` +
         `${tiles.lanes * tiles.laneDistance}, this adapter's are of ${facts.subgroupMinSize}`,
     );
-  const queryTile = (tiles.threads / tiles.lanes) * tiles.rows;
+  const queryTile = queryTileOf(tiles);
   const scattered = Math.min(tiles.lanes, tiles.rows);
   return {
     kernel: tiles.lanes > 1 ? 'prefill-rows-subgroups' : 'prefill-rows',

@@ -54,7 +54,20 @@ test('the kernel follows from problem and adapter', (t) => {
   t.deepEqual(kernels(planAttention(problem('float32', [1, 2, 2, 1, 20, 8]), DEFAULT_ADAPTER)), ['decode']);
 });
 
-test('rows stay in registers where asked for, over lanes that the adapter’s subgroups have', (t) => {
+test('rows stay in registers where that was measured to be faster, or is asked for', (t) => {
+  const long = problem('float32', [1, 32, 32, 4096, 4096, 64]);
+  t.deepEqual(kernels(planAttention(long, LARGE)), ['prefill-rows-subgroups']);
+  t.deepEqual(kernels(planAttention(long, { ...LARGE, vendor: 'intel' })), ['prefill']);
+  t.deepEqual(kernels(planAttention(problem('float32', [1, 32, 32, 512, 4096, 64]), LARGE)), ['prefill']);
+  const half = problem('float16', [1, 32, 32, 4096, 4096, 64]);
+  t.deepEqual(kernels(planAttention(half, LARGE)), ['prefill-matrix']);
+  t.deepEqual(kernels(planAttention(half, LARGE, { kernel: 'prefill' })), ['prefill-rows-subgroups']);
+  const few = problem('float32', [1, 1, 1, 40, 40, 64]);
+  t.deepEqual(kernels(planAttention(few, LARGE, { kernel: 'prefill-rows' })), ['prefill-rows-subgroups']);
+  t.deepEqual(kernels(planAttention(few, DEFAULT_ADAPTER, { kernel: 'prefill-rows' })), ['prefill-rows']);
+});
+
+test('rows in registers lie over lanes that the adapter’s subgroups have', (t) => {
   for (const d of [1, 20, 64, 96, 128, 256]) {
     for (const facts of [DEFAULT_ADAPTER, LARGE, { ...LARGE, subgroupMinSize: 8 }]) {
       const p = problem('float32', [1, 2, 2, 500, 500, d]);

@@ -146,9 +146,11 @@ function measuredTiles({ depthQuads, valueQuads, elementBytes }: HeadShape): Pre
     [queryTile, keyTile, rowThreads, columnThreads]: readonly [number, number, number, number],
     valueSteps: number,
     queriesStay: boolean,
-  ) => [{ queryTile, keyTile, rowThreads, columnThreads, depthChunk: 8, valueSteps, queriesStay }];
-  if (quads <= 16) return tiles(elementBytes === 4 ? [64, 64, 16, 8] : [64, 32, 16, 8], 4, true);
-  return elementBytes === 4 ? tiles([64, 32, 16, 8], 2, false) : tiles([64, 64, 16, 16], 4, true);
+    rest: Partial<PrefillTiles> = {},
+  ) => [{ queryTile, keyTile, rowThreads, columnThreads, depthChunk: 8, valueSteps, queriesStay, ...rest }];
+  if (quads <= 16) return tiles([64, 64, 16, 8], 4, true, elementBytes === 2 ? { halfWeights: true } : {});
+  if (elementBytes === 2) return tiles([64, 64, 16, 16], 4, true);
+  return tiles([64, 64, 16, 8], 1, false, { depthChunk: 4, weightQuads: 1 });
 }
 
 /**
