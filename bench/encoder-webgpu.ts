@@ -4,7 +4,7 @@
  * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle, or known as it opens. Then the length at which the
  * untouched model fails. Under Node, over Dawn:
  *
- *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--json]
+ *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--only-limit] [--json]
  *
  * Inputs and outputs stay on the GPU. Times are wall-clock time of many runs without waiting in between, until the GPU is
  * done with the last: the median of three passes, after two that do not count. `--device swiftshader` (the default) runs
@@ -28,6 +28,8 @@ const { values: flags } = parseArgs({
     json: { type: 'boolean' },
     /** Skips the search for the length at which the untouched model fails. */
     'no-limit': { type: 'boolean' },
+    /** Searches for that length alone, and measures none. */
+    'only-limit': { type: 'boolean' },
   },
 });
 
@@ -238,7 +240,7 @@ async function findLimit(): Promise<Limit> {
 }
 
 const rows: Row[] = [];
-for (const tokens of lengths) rows.push(await compare(tokens));
+for (const tokens of flags['only-limit'] ? [] : lengths) rows.push(await compare(tokens));
 const limit = flags['no-limit'] ? undefined : await findLimit();
 const { info } = (await navigator.gpu.requestAdapter())!;
 const report = {
@@ -250,7 +252,7 @@ const report = {
   rows,
   limit,
 };
-if (isHardware) {
+if (isHardware && !flags['only-limit']) {
   mkdirSync('bench/results', { recursive: true });
   writeFileSync('bench/results/encoder-webgpu.json', `${JSON.stringify(report, null, 1)}\n`);
 }
