@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import test from 'ava';
 import { InferenceSession, Tensor } from './index.js';
-import { addonPath } from './node-paths.js';
+import { addonPath, onnxRuntimePath } from './node-paths.js';
 import { identityModel, powerModel } from './test-models.js';
 
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -211,4 +211,30 @@ withAddon('worker threads have sessions of their own, and may end in the middle 
   const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(7), [1]) });
   t.deepEqual(y!.data, Float32Array.of(7));
   await session.release();
+});
+
+const ENDED = `
+import { createRequire } from 'node:module';
+import { parentPort, workerData } from 'node:worker_threads';
+const addon = createRequire(workerData.addon)(workerData.addon);
+addon.initialize(workerData.library, 3);
+const session = await addon.createSession(workerData.model, { intraOpNumThreads: 1 });
+const run = (length) => session.run([['x', 'float32', [length], new Uint8Array(4 * length)]], ['y'], []);
+parentPort.postMessage('started');
+for (;;) {
+  // More than there are threads, brief ones and ones whose results are copied on another thread.
+  await Promise.all([1, 1, 2_000_000, 1_500_000, 1, 2_000_000, 1_000_000, 1, 2_000_000].map(run));
+  for (let i = 0; i < 20; i++) await run(1);
+}
+`;
+
+withAddon('worker threads may end at any point of their runs', async (t) => {
+  const workerData = { addon: addonPath(), library: onnxRuntimePath(), model: identityModel('float32') };
+  for (let i = 0; i < 30; i++) {
+    const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(ENDED)}`), { workerData });
+    await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+    await new Promise((resolve) => setTimeout(resolve, i % 11));
+    await worker.terminate();
+  }
+  t.pass();
 });

@@ -58,7 +58,7 @@ void FinishedRuns::EndEnvironment(void* self) {
     --runs.expected_;
   }
   std::unique_lock<std::mutex> lock(runs.mutex_);
-  runs.added_.wait(lock, [&runs] { return runs.finished_.size() == runs.expected_; });
+  runs.added_.wait(lock, [&runs] { return runs.finished_.size() >= runs.expected_; });
   runs.finished_.clear();
   runs.expected_ = 0;
 }

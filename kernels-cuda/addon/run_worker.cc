@@ -77,8 +77,8 @@ Napi::Value RunWorker::Start(std::unique_ptr<RunWorker> run) {
       return done->Results();
     }
   }
-  worker.deferred_ = Napi::Promise::Deferred::New(worker.env_);
   worker.finished_.Expect();
+  worker.deferred_ = Napi::Promise::Deferred::New(worker.env_);
   return worker.deferred_->Promise();
 }
 
@@ -100,11 +100,16 @@ bool RunWorker::Execute() noexcept {
 }
 
 void RunWorker::Settle() {
+  if (!deferred_) return;
   const Napi::HandleScope scope(env_);
   try {
-    deferred_->Resolve(Guarded(env_, [this] { return Results(); }));
-  } catch (const Napi::Error& error) {
-    deferred_->Reject(error.Value());
+    try {
+      deferred_->Resolve(Guarded(env_, [this] { return Results(); }));
+    } catch (const Napi::Error& error) {
+      deferred_->Reject(error.Value());
+    }
+  } catch (const Napi::Error&) {
+    // The JavaScript thread is being ended, and takes no values any more.
   }
 }
 
