@@ -1,4 +1,4 @@
-import { env, InferenceSession as OrtSession, type InferenceSession as OrtTypes } from '#onnxruntime-web';
+import { env, type InferenceSession as OrtTypes } from '#onnxruntime-web';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
@@ -14,6 +14,7 @@ import { fixDimensions } from './session/free-dimensions.js';
 import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
 import { ortError } from './session/ort-error.js';
+import { openOrtSession } from './session/ort-session.js';
 import type { OpenedSession } from './session/shell.js';
 
 /**
@@ -284,7 +285,7 @@ async function openWhole(
     const given = { ...options, executionProviders: [provider], ...(externalData.length > 0 ? { externalData } : {}) };
     // In Node a path, which the runtime would take for an address.
     const model = typeof source === 'string' && isPath(source) ? await loadFile(source) : source;
-    return typeof model === 'string' ? OrtSession.create(model, given) : OrtSession.create(model, given);
+    return openOrtSession(model, given);
   };
   try {
     // Only with outputs on the GPU does the runtime keep what a failed run had bound.

@@ -255,6 +255,74 @@ test('tensors given for the outputs are filled, and a past given twice is read t
   await Promise.all([session.release(), dense.release()]);
 });
 
+test('a session that chooses its form uses caches in place too, and takes them along from form to form', async (t) => {
+  t.timeout(600_000);
+  const { info } = (await navigator.gpu.requestAdapter())!;
+  const machine = `${info.vendor} ${info.architecture}`.trim();
+  // ONNX Runtime's own operators are the faster ones up to some forty keys.
+  const whole = { leastMilliseconds: 40, operationsPerMillisecond: 1 };
+  const kinds = ['4 on 2 heads × 8', '4 on 2 heads × 8, causal', '4 heads × 8', '4 heads × 8, causal'];
+  const costs = Object.fromEntries(
+    kinds.map((kind) => [
+      `${machine}, float32, ${kind}`,
+      { kernels: { leastMilliseconds: 5000, operationsPerMillisecond: 1e9 }, fused: whole, decomposed: whole },
+    ]),
+  );
+  const names = [0, 1].flatMap((layer) => [`present.${layer}.key`, `present.${layer}.value`]);
+  const session = await ort.InferenceSession.create(llama.modelFile, {
+    costs,
+    preferredOutputLocation: Object.fromEntries(names.map((name) => [name, 'gpu-buffer' as const])),
+  });
+  const reference = await referenceSession(llama);
+  const forms: string[] = [];
+  const generation = async (length: number, steps: number) => {
+    let [past, expectedPast] = [emptyPast(ort, session, 1), emptyPast(ort, session, 1)];
+    let tokens = prompt(1, length);
+    const appends: number[] = [];
+    for (let step = 0; step < steps; step++) {
+      let results: Tensors = {};
+      const traffic = await watch(async () => {
+        results = await run(session, tokens, past);
+      });
+      appends.push(...traffic.appends);
+      forms.push(session.explain().choice!.form);
+      const expected = await runReference(reference, tokens, expectedPast);
+      tokens = greedy(expected.output!).map((token) => [token]);
+      t.deepEqual(greedy(results.output!), tokens.flat());
+      dispose(past);
+      [past, expectedPast] = [asPast(results), asPast(expected)];
+    }
+    dispose(past);
+    return appends;
+  };
+  const kernelsOnly = await generation(300, 4);
+  t.deepEqual(kernelsOnly.slice(4), new Array(12).fill(1));
+  await generation(8, 60);
+  t.true(new Set(forms).size > 1 && forms.at(-1) === 'kernels', forms.join(' '));
+  await Promise.all([session.release(), reference.release()]);
+});
+
+test('outputs on the GPU outlive their session, in whichever form', async (t) => {
+  t.timeout(600_000);
+  for (const flash of ['on', 'off'] as const) {
+    const session = await ort.InferenceSession.create(llama.modelFile, {
+      flash,
+      preferredOutputLocation: 'gpu-buffer',
+    });
+    const [kept, read] = await Promise.all([1, 2].map(() => run(session, prompt(1, 9), emptyPast(ort, session, 1))));
+    const before = counts.buffers.size;
+    await Promise.all([session.release(), session.release()]);
+    const logits = await elements(kept!.output!);
+    t.true(logits.length === 9 * 96 && logits.every(Number.isFinite) && logits.some((x) => x !== 0));
+    t.deepEqual(await elements(read!.output!), logits);
+    dispose(kept!);
+    dispose(read!);
+    // The session's own are returned with the last of them.
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    t.true(counts.buffers.size < before);
+  }
+});
+
 test('caches that other nodes read are right too, and those beside them stay in place', async (t) => {
   t.timeout(600_000);
   for (const [name, appends] of [

@@ -1,4 +1,4 @@
-import { InferenceSession as OrtSession, type InferenceSession as OrtTypes } from '#onnxruntime-web';
+import type { InferenceSession as OrtTypes } from '#onnxruntime-web';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { decodeModel, encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
@@ -12,6 +12,7 @@ import type { LoadedFile } from './external-files.js';
 import { type AttentionCosts, cheapest, estimateRun, type FormCosts, type SessionForm } from './forms.js';
 import { type FlashSessionHandler, WholeSessionHandler } from './handler.js';
 import { readMetadata } from './metadata.js';
+import { openOrtSession } from './ort-session.js';
 import { SplicedSession } from './spliced-session.js';
 
 type SessionOptions = OrtTypes.SessionOptions;
@@ -185,7 +186,7 @@ class Forms {
     const webGpu = { ...provider, name: 'webgpu', device: engine.device } as OrtTypes.ExecutionProviderConfig;
     const create = (model: Uint8Array, data: readonly LoadedFile[]) => {
       const given = { logSeverityLevel: 3 as const, ...rest, executionProviders: [webGpu] };
-      return OrtSession.create(model, data.length > 0 ? { ...given, externalData: data } : given);
+      return openOrtSession(model, data.length > 0 ? { ...given, externalData: data } : given);
     };
     const session = await inTurn(() => Promise.race([create(bytes, files), engine.lost]));
     // Only with outputs on the GPU does the runtime keep what a failed run had bound.

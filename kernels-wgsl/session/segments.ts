@@ -1,4 +1,4 @@
-import { InferenceSession as OrtSession, type InferenceSession as OrtTypes, type Tensor } from '#onnxruntime-web';
+import type { InferenceSession as OrtTypes, Tensor } from '#onnxruntime-web';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { dataTypeInfo } from '../../graph-rewrite/onnx/data-type.js';
 import { fitNames } from './cpu-nodes.js';
@@ -6,6 +6,7 @@ import type { SegmentStep, SplicePlan } from './cut.js';
 import { type Engine, inTurn } from './engine.js';
 import type { LoadedFile } from './external-files.js';
 import { ortError } from './ort-error.js';
+import { openOrtSession } from './ort-session.js';
 import type { SegmentRunner } from './spliced-run.js';
 import { isGpuType } from './tensors.js';
 
@@ -105,7 +106,7 @@ export class Segments {
     engine.check();
     if (step.kind !== 'segment') return;
     const bytes = encodeModel(plan.models.get(step)!);
-    const opening = OrtSession.create(bytes, this.#optionsOf(step, plan, files));
+    const opening = openOrtSession(bytes, this.#optionsOf(step, plan, files));
     this.#sessions.set(index, await Promise.race([opening, engine.lost]));
   }
 
