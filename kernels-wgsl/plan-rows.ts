@@ -23,6 +23,8 @@ export interface RowTiles {
   readonly stages: number;
   /** False: a tile is not fetched to registers while the one before it is computed with. */
   readonly prefetches?: boolean;
+  /** The products of one batch of keys are computed while the one before it is weighed. */
+  readonly overlaps?: boolean;
 }
 
 /** Bytes of workgroup memory that the kernel takes. */
@@ -60,12 +62,12 @@ function tilesOf(
   head: HeadShape,
   facts: AdapterFacts,
   [rows, keyBatch, keys, stages]: readonly [number, number, number, number],
-  rest: Pick<RowTiles, 'prefetches'> = {},
+  rest: Partial<RowTiles> = {},
 ): RowTiles {
   const quads = 2 ** Math.ceil(Math.log2(Math.max(head.depthQuads, head.valueQuads)));
   const lanes = Math.max(1, (rows * quads) / 16);
   const laneDistance = lanes > 1 ? Math.max(1, facts.subgroupMinSize / lanes) : 1;
-  const keyTile = Math.max(keyBatch, (keys * 16) / Math.max(16, quads));
+  const keyTile = keyBatch * Math.max(1, Math.floor((keys * 16) / Math.max(16, quads) / keyBatch));
   return { threads: 128, rows, lanes, laneDistance, keyBatch, keyTile, stages, ...rest };
 }
 
@@ -74,8 +76,13 @@ export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] 
   const candidates = [
     tilesOf(head, facts, [4, 4, 32, 1]),
     tilesOf(head, facts, [4, 4, 16, 1]),
-    tilesOf(head, facts, [4, 4, 16, 2]),
     tilesOf(head, facts, [4, 4, 32, 2]),
+    tilesOf(head, facts, [4, 4, 32, 1], { overlaps: true }),
+    tilesOf(head, facts, [2, 4, 32, 1], { overlaps: true }),
+    // As many threads as leave each 168 registers: twelve warps of a processor.
+    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384 }),
+    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384, overlaps: true }),
+    tilesOf(head, facts, [4, 4, 24, 2], { threads: 384 }),
     tilesOf(head, facts, [4, 4, 32, 1], { prefetches: false }),
     tilesOf(head, facts, [4, 4, 64, 1], { prefetches: false }),
     tilesOf(head, facts, [2, 4, 32, 1]),
@@ -136,6 +143,7 @@ export function planRows(
       KEY_BATCHES: tiles.keyTile / tiles.keyBatch,
       STAGES: tiles.stages,
       PREFETCHES: tiles.prefetches ?? true,
+      OVERLAPS: tiles.overlaps ?? false,
       DEPTH_QUADS: head.depthQuads,
       VALUE_QUADS: head.valueQuads,
     },
