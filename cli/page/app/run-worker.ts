@@ -1,7 +1,7 @@
 /** The worker that runs one form of a model; ended after that, so that what it held is free for the other form. */
 
 import { loadFile } from '../../../kernels-wgsl/session/external-files.js';
-import { env, InferenceSession, Tensor } from '../../../kernels-wgsl/web.js';
+import { env, type FlashMode, InferenceSession, OrtFlashError, Tensor } from '../../../kernels-wgsl/web.js';
 import { answerCalls, type Report } from './answer.js';
 import type { PlainTensor, RunCalls, RunResult, RunTask } from './messages.js';
 import { broken, checkGpu, peakGpuBytes, startMeter, wasmBytes } from './meter.js';
@@ -46,12 +46,23 @@ async function runForm(task: RunTask, report: Report): Promise<RunResult> {
 async function openSession({ form, device, model, dataFiles }: RunTask): Promise<InferenceSession> {
   const files = dataFiles.flatMap(({ location, data }) => (data ? [{ path: location, data }] : []));
   const externalData = await Promise.all(files.map(async ({ path, data }) => ({ path, data: await loadFile(data) })));
-  return InferenceSession.create(await loadFile(model), {
-    executionProviders: [device],
-    flash: form === 'exported' ? 'off' : 'auto',
-    logSeverityLevel: 3,
-    ...(externalData.length > 0 ? { externalData } : {}),
-  });
+  const bytes = await loadFile(model);
+  const open = (flash: FlashMode) =>
+    InferenceSession.create(bytes, {
+      executionProviders: [device],
+      flash,
+      logSeverityLevel: 3,
+      ...(externalData.length > 0 ? { externalData } : {}),
+    });
+  if (form === 'exported') return open('off');
+  if (device !== 'webgpu') return open('auto');
+  try {
+    // The kernels are to be seen, also where another form may be faster.
+    return await open('on');
+  } catch (error) {
+    if (!(error instanceof OrtFlashError) || error.code !== 'unsupported') throw error;
+    return open('auto');
+  }
 }
 
 async function timed<T>(work: () => Promise<T>): Promise<[milliseconds: number, value: T]> {
