@@ -9,7 +9,7 @@ import type { FormChoice } from './session/auto-session.js';
 import type { AttentionFacts } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
 import { isPath, loadExternalFiles, loadFile } from './session/external-files.js';
-import { type AttentionCosts, SESSION_FORMS, type SessionForm } from './session/forms.js';
+import { type AttentionCosts, type FormCosts, SESSION_FORMS, type SessionForm } from './session/forms.js';
 import { fixDimensions } from './session/free-dimensions.js';
 import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
@@ -97,14 +97,26 @@ interface Given {
   readonly reasons: readonly string[];
 }
 
-/** @throws OrtFlashError `invalid-argument` where a cost is no positive number */
-function checkCosts(costs: AttentionCosts): void {
-  for (const [key, forms] of Object.entries(costs))
-    for (const form of SESSION_FORMS) {
-      const { leastMilliseconds = 1, operationsPerMillisecond = 1, cacheBytesPerMillisecond = 1 } = forms[form] ?? {};
-      if (!(leastMilliseconds > 0 && operationsPerMillisecond > 0 && cacheBytesPerMillisecond > 0))
-        throw new OrtFlashError('invalid-argument', `the option costs has none for ${form} of ${key} that can be`);
-    }
+/** @throws OrtFlashError `invalid-argument` where a cost is no positive number; stored text may be damaged */
+function checkCosts(costs: unknown): asserts costs is AttentionCosts {
+  const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null;
+  const isCount = (value: unknown) => typeof value === 'number' && value > 0;
+  const isCost = (value: unknown) =>
+    isRecord(value) &&
+    isCount(value.leastMilliseconds) &&
+    isCount(value.operationsPerMillisecond) &&
+    (value.cacheBytesPerMillisecond === undefined || isCount(value.cacheBytesPerMillisecond));
+  const isTable = isRecord(costs) && Object.values(costs).every((forms) => isRecord(forms));
+  const wrong = isTable
+    ? Object.entries(costs).find(([, forms]) => !Object.values(forms as FormCosts).every(isCost))?.[0]
+    : 'all';
+  if (wrong !== undefined)
+    throw new OrtFlashError(
+      'invalid-argument',
+      `the option costs is not what explain().costs gave (${wrong})`,
+      {},
+      'leave it out, and it is measured',
+    );
 }
 
 function openOn(

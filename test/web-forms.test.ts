@@ -162,6 +162,10 @@ test('caches pass from form to form as a model generates', async (t) => {
 });
 
 test('costs that are none are refused', async (t) => {
-  const wrong = { any: { kernels: { leastMilliseconds: -1, operationsPerMillisecond: 1 } } };
-  await t.throwsAsync(ort.InferenceSession.create(encoder, { costs: wrong }), { code: 'invalid-argument' });
+  const good = { leastMilliseconds: 1, operationsPerMillisecond: 1 };
+  const bad = [{ leastMilliseconds: -1 }, { operationsPerMillisecond: Number.NaN }, { cacheBytesPerMillisecond: '1' }];
+  for (const costs of [null, 1, { any: 1 }, ...bad.map((cost) => ({ any: { kernels: { ...good, ...cost } } }))]) {
+    const opening = ort.InferenceSession.create(encoder, { costs: costs as never });
+    await t.throwsAsync(opening, { code: 'invalid-argument', message: /explain\(\)\.costs/ });
+  }
 });

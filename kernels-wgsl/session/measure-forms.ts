@@ -116,7 +116,7 @@ class Meter {
   async cost(form: SessionForm): Promise<AttentionCost> {
     const { layers, fewTokens, lengths } = this.extent;
     const leastMilliseconds = (await this.#time(fewTokens)) / layers;
-    let operationsPerMillisecond = 0;
+    let operationsPerMillisecond = operations(this.#sizes(fewTokens)) / leastMilliseconds;
     for (const tokens of lengths) {
       const sizes = this.#sizes(tokens);
       const limit = Math.min(LARGEST_SCORES, this.engine.flash.facts.bindingSize);
