@@ -63,7 +63,7 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts,
   return staged.filter((tiles) => {
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const lanes = lanesOf(tiles, size);
-    const shares = (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
+    const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
     const blocks = tiles.keyTile % (4 * lanes) === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
     return (
       shares &&
