@@ -74,6 +74,7 @@ function tilesOf(
 /** Tiles worth measuring, what was fastest on an H100 (NOTES.md) first. */
 export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] {
   const candidates = [
+    tilesOf(head, facts, [2, 8, 32, 1]),
     tilesOf(head, facts, [4, 4, 32, 1]),
     tilesOf(head, facts, [4, 4, 16, 1]),
     tilesOf(head, facts, [4, 4, 32, 2]),
@@ -86,7 +87,6 @@ export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] 
     tilesOf(head, facts, [4, 4, 32, 1], { prefetches: false }),
     tilesOf(head, facts, [4, 4, 64, 1], { prefetches: false }),
     tilesOf(head, facts, [2, 4, 32, 1]),
-    tilesOf(head, facts, [2, 8, 32, 1]),
     tilesOf(head, facts, [4, 8, 32, 1]),
     tilesOf(head, facts, [1, 4, 16, 1]),
   ];
