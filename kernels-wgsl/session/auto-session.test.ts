@@ -30,7 +30,7 @@ class World {
   readonly takes: Record<SessionForm, number> = { kernels: 10, fused: 4, decomposed: 20 };
   opening = 100;
   /** Forms that fail: as they are loaded, or as they are opened. */
-  fails: Partial<Record<SessionForm, 'load' | 'open'>> = {};
+  fails: Partial<Record<SessionForm, 'load' | 'open' | 'run'>> = {};
   costs: FormCosts | undefined = FUSED_IS_FASTER;
   measured = 0;
   lose: (error: Error) => void = () => undefined;
@@ -92,6 +92,7 @@ class FakeHandler extends FlashSessionHandler {
   protected override async runModel(feeds: Feeds): Promise<Results> {
     if (!this.world.open.has(this.form)) throw new Error('it is closed');
     await new Promise((resolve) => setImmediate(resolve));
+    if (this.world.fails[this.form] === 'run') throw new Error(`${this.form} cannot`);
     this.world.now += this.world.takes[this.form];
     return { y: feeds.x! };
   }
@@ -203,6 +204,36 @@ for (const stage of ['load', 'open'] as const)
       t.is(world.open.size, 0);
     },
   );
+
+test.serial(
+  'a run that fails in another form is carried out by the kernels, and that form not tried again',
+  async (t) => {
+    const world = makeWorld();
+    const session = world.session({ costs: FUSED_IS_FASTER });
+    while (formOf(session) === 'kernels') await run(session);
+    world.fails.fused = 'run';
+    await Promise.all([run(session), run(session), run(session)]);
+    t.is(formOf(session), 'kernels');
+    for (let i = 0; i < 300; i++) await run(session);
+    t.deepEqual(world.log, ['kernels', 'fused', 'kernels']);
+    t.regex(session.choice.failures.join(), /^fused failed in a run that the kernels carried out: .*fused cannot$/);
+    await session.dispose();
+    t.is(world.open.size, 0);
+  },
+);
+
+test.serial('a run that fails in every form is told, and takes no form away', async (t) => {
+  const world = makeWorld();
+  const session = world.session({ costs: FUSED_IS_FASTER });
+  while (formOf(session) === 'kernels') await run(session);
+  world.fails = { fused: 'run', kernels: 'run' };
+  await t.throwsAsync(run(session), { message: /kernels cannot/ });
+  world.fails = {};
+  for (let i = 0; i < 30; i++) await run(session);
+  t.deepEqual(session.choice.failures, []);
+  t.is(formOf(session), 'fused');
+  await session.dispose();
+});
 
 test.serial('where nothing can be opened any more, runs tell it, and go on once something can', async (t) => {
   const world = makeWorld();

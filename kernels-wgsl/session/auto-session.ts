@@ -1,4 +1,5 @@
 import type { InferenceSession as OrtTypes, Tensor } from '#onnxruntime-web';
+import type { OrtFlashError } from '../../graph-rewrite/errors.js';
 import {
   groupSizes,
   resolveSizes,
@@ -57,7 +58,7 @@ export interface FormChoice {
   readonly lastRun: FormMilliseconds | undefined;
   /** How often another form was opened. */
   readonly switches: number;
-  /** Why a form could not be opened. */
+  /** Why a form could not be opened, or failed in a run that the kernels carried out. */
   readonly failures: readonly string[];
 }
 
@@ -69,6 +70,14 @@ const FIRST_RUNS = 2;
 const REMEMBERED_SHAPES = 64;
 
 type Tensors = Readonly<Record<string, Tensor>>;
+
+/** What carries a run out. */
+interface FormInUse {
+  readonly handler: FlashSessionHandler;
+  readonly form: SessionForm;
+  /** Its inputs' shapes, where the run counts for what forms take. */
+  readonly shape: string | undefined;
+}
 
 /**
  * A session that carries its model's attention out in the form that is the fastest for the runs that it gets. One form
@@ -129,7 +138,41 @@ export class AutoSession extends FlashSessionHandler {
     // Runs are weighed, and start, in the order in which they were asked for.
     const chosen = this.#turn.then(() => this.#choose(tensors, fetches));
     this.#turn = chosen.catch(() => undefined);
-    const { handler, form, shape } = await chosen;
+    const use = await chosen;
+    try {
+      return await this.#run(use, feeds, fetches, options);
+    } catch (error) {
+      this.#parts.engine.check();
+      if (use.form === 'kernels') throw error;
+      return await this.#runCut(ortError(error), use.form, feeds, fetches, options);
+    }
+  }
+
+  /** Runs in the kernels what failed in another form, which is not tried again where this succeeds. */
+  async #runCut(
+    error: OrtFlashError,
+    form: SessionForm,
+    feeds: Feeds,
+    fetches: Fetches,
+    options: OrtTypes.RunOptions,
+  ): Promise<Results> {
+    const opened = this.#turn.then(async () => {
+      this.#ledger.take('kernels');
+      if (this.#form !== 'kernels' || this.#handler === undefined) await this.#open('kernels', true);
+      return { handler: this.#handler!, form: this.#form, shape: undefined };
+    });
+    this.#turn = opened.catch(() => undefined);
+    const results = await this.#run(await opened, feeds, fetches, options);
+    this.#failures.set(form, `${form} failed in a run that the kernels carried out: ${error.message}`);
+    return results;
+  }
+
+  async #run(
+    { handler, form, shape }: FormInUse,
+    feeds: Feeds,
+    fetches: Fetches,
+    options: OrtTypes.RunOptions,
+  ): Promise<Results> {
     const start = performance.now();
     const run = Promise.race([handler.run(feeds, fetches, options), this.#parts.engine.lost]);
     this.#underWay.add(run);
@@ -146,7 +189,7 @@ export class AutoSession extends FlashSessionHandler {
     await this.#handler?.dispose();
   }
 
-  async #choose(feeds: Tensors, fetches: Fetches) {
+  async #choose(feeds: Tensors, fetches: Fetches): Promise<FormInUse> {
     this.#parts.engine.check();
     const shape = shapeKey(feeds);
     const sizes = this.#sizesOf(shape, feeds);
