@@ -1,7 +1,11 @@
-/** The Hopper kernel's barriers in a model of them (test/barrier-model.ts), with steps that some warpgroups pass over. */
+/**
+ * The Hopper kernel's barriers in a model of them (test/barrier-model.ts), with steps that some warpgroups pass over; and the
+ * decode kernel's count of blocks (test/tally-model.ts).
+ */
 import test from 'ava';
 import fc from 'fast-check';
 import { type Fault, runBarriers, type Schedule, type Steps } from './test/barrier-model.js';
+import { runTally, type TallyCalls } from './test/tally-model.js';
 
 const nothing: Steps = [0, 0];
 
@@ -84,4 +88,31 @@ test('the model notices barriers used wrongly', (t) => {
       (wrong) => wrong === undefined,
     ),
   );
+});
+
+test('of the blocks that share a row, the last alone combines, whatever memory holds before', (t) => {
+  const calls = fc
+    .record({
+      garbage: fc.record({ tag: fc.constant(-1), count: fc.nat(9) }),
+      tags: fc.array(fc.nat(2), { minLength: 1, maxLength: 5 }),
+      blocks: fc.integer({ min: 2, max: 7 }),
+    })
+    .map((drawn): TallyCalls => drawn);
+  fc.assert(
+    fc.property(calls, fc.integer(), (drawn, seed) => {
+      const wrong = runTally(drawn, randomOf(seed));
+      return wrong === undefined || t.log(wrong) === null;
+    }),
+    { numRuns: 1000 },
+  );
+  const garbage = { tag: -1, count: 3 };
+  for (const fault of ['not put back', 'set without comparing'] as const) {
+    const seen = Array.from({ length: 40 }, (_, seed) =>
+      runTally({ garbage, tags: [1, 1, 2], blocks: 4, fault }, randomOf(seed)),
+    );
+    t.true(
+      seen.some((wrong) => wrong !== undefined),
+      fault,
+    );
+  }
 });

@@ -70,19 +70,23 @@ test('every kernel compiles, and none spills where it counts', (t) => {
     .filter((file) => /^(ampere|decode|hopper|float32|scalar)\w*\.log$/.test(file))
     .flatMap((file) => readReport(readFileSync(join(build, file), 'utf8')));
   const of = (name: string) => reports.filter(({ kernel }) => kernel.includes(name));
-  // Two element types, three head dimensions, with and without rules, a narrow one for short rows; Ampere and decode for
-  // two architectures; Ampere at 256 once more for devices with little shared memory.
-  t.is(of('hopper_attention').length, 14);
+  // Two element types, three head dimensions, with and without rules. Hopper: one more for additive masks, and for short rows
+  // at 64 and 128. Ampere and decode for two architectures; Ampere at 256 once more for devices with little shared memory,
+  // decode at 64 and 128 once more with clusters.
+  t.is(of('hopper_attention').length, 22);
   t.is(of('ampere_attention').length, 32);
-  t.is(of('decode_attention').length, 24);
+  t.is(of('decode_attention').length, 40);
   t.is(of('float32_attention').length, 6);
   t.is(of('scalar_attention').length, 6);
   t.deepEqual(new Set(of('hopper_attention').map((report) => report.architecture)), new Set(['sm_90a']));
   for (const { kernel, architecture, registers, spillBytes } of reports) {
     const place = `${kernel} on ${architecture}`;
     t.true(registers <= 255, place);
-    // Hopper's producer lives on 32 or 40 registers and may put a few of its counters aside; consumers have none to spare.
-    const bound = kernel.includes('hopper') ? 16 : kernel.includes('ampere') ? 192 : 64;
+    // Hopper's producer lives on 32 or 40 registers and may put a few of its counters aside. Consumers have none to spare, but
+    // with three warpgroups two kernels put up to 40 bytes aside and are, measured, 1.1 and 1.5 to 1.9 times as fast as what
+    // they took the place of: for short rows, and for additive masks.
+    const threeWarpgroups = /HopperShortTiles|HopperBiasTiles/.test(kernel) && kernel.includes('Li64E');
+    const bound = threeWarpgroups ? 40 : kernel.includes('hopper') ? 16 : kernel.includes('ampere') ? 192 : 64;
     t.true(spillBytes <= bound, `${place} spills ${spillBytes} bytes, more than ${bound}`);
   }
   t.log(reports.map((r) => `${r.architecture} ${r.registers} registers, ${r.spillBytes} B spilled  ${r.kernel}`));
@@ -93,7 +97,6 @@ test('the candidates that the harness compares compile', (t) => {
   const nvcc = process.env.NVCC ?? 'nvcc';
   // To PTX only, and one head dimension each: what the compiler makes of them is seen where the harness is built.
   for (const [kernel, architecture, dimension] of [
-    ['hopper', '90a', 64],
     ['ampere', '80', 256],
     ['decode', '90', 128],
   ] as const) {

@@ -24,6 +24,8 @@ struct Plan {
   bool rules;
   bool counts_work;  // blocks draw their work from a counter
   bool hopper;       // the device is of compute capability 9.0
+  bool cluster;      // decode: the splits of a row are a cluster of blocks
+  bool tallied;      // decode: the last of a row's blocks puts its splits together
   bool small;        // it has too little shared memory for the Ampere kernel's own tiles
   int multiprocessors;
   AttentionParams params;
@@ -254,13 +256,30 @@ void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
 
 template <typename Element>
 SplitRule split_rule_16_bit(const Plan &plan) {
-  return plan.tile == 64    ? decode_splits<Element, 64>(plan.hopper)
-         : plan.tile == 128 ? decode_splits<Element, 128>(plan.hopper)
-                            : decode_splits<Element, 256>(plan.hopper);
+  return plan.tile == 64    ? decode_splits<Element, 64>(plan.cluster)
+         : plan.tile == 128 ? decode_splits<Element, 128>(plan.cluster)
+                            : decode_splits<Element, 256>(plan.cluster);
 }
 
 SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
   return c.element == ORTFLASH_FLOAT16 ? split_rule_16_bit<__half>(plan) : split_rule_16_bit<__nv_bfloat16>(plan);
+}
+
+template <typename Element>
+bool has_cluster_16_bit(const Plan &plan) {
+  return plan.tile == 64    ? has_decode_cluster<Element, 64>()
+         : plan.tile == 128 ? has_decode_cluster<Element, 128>()
+                            : has_decode_cluster<Element, 256>();
+}
+
+// A cluster spares the way through memory, 3 µs, and has 16 splits at most. It pays where keys are few; and where such
+// splits are blocks for most multiprocessors, until its uneven spread over them, 4 % of the time, costs as much.
+bool choose_cluster(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
+  constexpr int kMostSplits = 16, kFewKeys = 256, kManyKeys = 2048;  // keys of a split, as measured at 128
+  const int64_t keys = divide_up(plan.params.keys, kMostSplits);
+  const bool pays = keys <= kFewKeys || (keys <= kManyKeys && 4 * kMostSplits * blocks >= 3 * device.multiprocessors);
+  return plan.hopper && pays &&
+         (c.element == ORTFLASH_FLOAT16 ? has_cluster_16_bit<__half>(plan) : has_cluster_16_bit<__nv_bfloat16>(plan));
 }
 
 // A number for each call that no other has, and that memory not ours holds by chance once in 2^48: low 16 bits zero, others not.
@@ -283,8 +302,10 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   p.splits = 1;
   p.keys_per_split = std::max(p.keys, 1);
   if (plan.kernel != ORTFLASH_DECODE) return;
+  const int64_t rows_of_head = int64_t{p.queries} * p.heads_per_key;
+  const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
+  plan.cluster = !plan.candidate && choose_cluster(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
-  const int64_t blocks = divide_up(int64_t{p.queries} * p.heads_per_key, 16) * p.batch * p.key_heads;
   const int64_t filling =
       divide_up(rule.blocks_per_multiprocessor * device.multiprocessors, std::max<int64_t>(blocks, 1));
   int64_t wanted = std::min<int64_t>(filling, rule.most_splits);
@@ -296,14 +317,16 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(rule.least_keys / 64, divide_up(steps, wanted)));
   p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
   if (rule.power_of_two) p.splits = static_cast<int>(wanted);  // the last may be empty
-  if (p.splits == 1) return;
+  if (p.splits == 1 || plan.cluster) return;
   const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
   plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
-  if (rule.counts_blocks) {
-    plan.tally = take(plan.workspace, blocks * sizeof(*p.tally));
-    p.tally_tag = next_tag();
-  }
+  // So many rows of splits one block reads in the time that a second kernel takes to start.
+  constexpr int kMostTalliedRows = 512;
+  plan.tallied = p.splits * std::min<int64_t>(rows_of_head, 16) <= kMostTalliedRows;
+  if (!plan.tallied) return;
+  plan.tally = take(plan.workspace, blocks * sizeof(*p.tally));
+  p.tally_tag = next_tag();
 }
 
 bool serves(const Candidate &candidate, const OrtFlashAttention &c, const Plan &plan) {
@@ -353,9 +376,9 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
                      [&] { return launch_hopper<Element, 128>(p, plan.rules, plan.multiprocessors, stream); },
                      [&] { return launch_hopper<Element, 256>(p, plan.rules, plan.multiprocessors, stream); });
     case ORTFLASH_DECODE:
-      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, plan.hopper, stream); },
-                     [&] { return launch_decode<Element, 128>(p, plan.rules, plan.hopper, stream); },
-                     [&] { return launch_decode<Element, 256>(p, plan.rules, plan.hopper, stream); });
+      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, plan.cluster, stream); },
+                     [&] { return launch_decode<Element, 128>(p, plan.rules, plan.cluster, stream); },
+                     [&] { return launch_decode<Element, 256>(p, plan.rules, plan.cluster, stream); });
     default:
       return launch_scalar<Element>(p, stream);
   }
@@ -417,7 +440,7 @@ extern "C" const char *ortflash_attention_run(const OrtFlashAttention *call, voi
   if (plan.counts_work) p.work_counter = reinterpret_cast<int *>(memory + plan.work_counter);
   p.partial_output = reinterpret_cast<float *>(memory + plan.partial_output);
   p.partial_softmax = reinterpret_cast<float2 *>(memory + plan.partial_softmax);
-  p.tally = reinterpret_cast<unsigned long long *>(memory + plan.tally);
+  if (plan.tallied) p.tally = reinterpret_cast<unsigned long long *>(memory + plan.tally);
   const cudaError_t error = c.element == ORTFLASH_FLOAT32   ? launch_float(plan, stream)
                             : c.element == ORTFLASH_FLOAT16 ? launch_16_bit<__half>(plan, stream)
                                                             : launch_16_bit<__nv_bfloat16>(plan, stream);

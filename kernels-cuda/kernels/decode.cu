@@ -3,23 +3,29 @@
 
 namespace ortflash {
 
+using Cluster =
+    DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>>;
+using Workspace = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
+
 template <>
-SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(bool hopper) {
-  using Hopper = HopperDecodeTiles<ORTFLASH_HEAD_DIMENSION>;
-  return hopper && Hopper::kUsed ? Hopper::kSplits : DecodeTiles<ORTFLASH_HEAD_DIMENSION>::kSplits;
+SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(bool cluster) {
+  return cluster ? Cluster::Tiles::kSplits : Workspace::Tiles::kSplits;
 }
 
 template <>
-cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules, bool hopper,
+bool has_decode_cluster<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>() {
+  if constexpr (Cluster::Tiles::kUsed) return can_launch_cluster<Cluster>();
+  return false;
+}
+
+template <>
+cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules, bool cluster,
                                                                      cudaStream_t stream) {
-  using Hopper = HopperDecodeTiles<ORTFLASH_HEAD_DIMENSION>;
-  if constexpr (Hopper::kUsed) {
-    using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, Hopper>;
-    if (hopper)
-      return rules ? launch_decode_kernel<Kernel, true>(p, stream) : launch_decode_kernel<Kernel, false>(p, stream);
+  if constexpr (Cluster::Tiles::kUsed) {
+    if (cluster)
+      return rules ? launch_decode_kernel<Cluster, true>(p, stream) : launch_decode_kernel<Cluster, false>(p, stream);
   }
-  using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
-  return rules ? launch_decode_kernel<Kernel, true>(p, stream) : launch_decode_kernel<Kernel, false>(p, stream);
+  return rules ? launch_decode_kernel<Workspace, true>(p, stream) : launch_decode_kernel<Workspace, false>(p, stream);
 }
 
 }  // namespace ortflash

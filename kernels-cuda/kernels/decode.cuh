@@ -9,7 +9,7 @@ namespace ortflash {
 
 struct DecodeDefaults {
   static constexpr int kWarps = 4;
-  static constexpr Combining kCombining = Combining::kLaunch;
+  static constexpr Combining kCombining = Combining::kWorkspace;
   static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false};
   // Blocks start while the kernel before them ends, and wait for it before they read (programmatic dependent launch, 9.0).
   static constexpr bool kStartsEarly = false;
@@ -31,12 +31,14 @@ struct DecodeTiles<256> : DecodeDefaults {
   static constexpr int kStages = 3;
 };
 
-// On compute capability 9.0. Where these are not the ones above, they are compiled beside them.
+// On compute capability 9.0, where a cluster has blocks enough: see choose_cluster().
 template <int kHeadDimension>
-struct HopperDecodeTiles : DecodeTiles<kHeadDimension> {
+struct DecodeClusterTiles : DecodeTiles<kHeadDimension> {
   static constexpr Combining kCombining = Combining::kCluster;
   static constexpr SplitRule kSplits{2, 64, 16, true};
-  static constexpr bool kUsed = false;  // not yet measured
+  static constexpr bool kStartsEarly = true;
+  // At 256 a multiprocessor has room for one block only: a group of multiprocessors could hold no cluster of 16, or one.
+  static constexpr bool kUsed = kHeadDimension < 256;
 };
 
 template <typename Element_, int kHeadDimension_, typename Tiles_ = DecodeTiles<kHeadDimension_>>
@@ -121,7 +123,7 @@ __device__ inline void merge_warps(const AttentionParams &p, float *results, int
 }
 
 template <typename Kernel, bool kRules>
-__global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __grid_constant__ AttentionParams p) {
+__device__ inline void decode_split(const AttentionParams &p) {
   using Element = typename Kernel::Element;
   using Tile = typename Kernel::Tile;
   constexpr int kHeadDimension = Kernel::kHeadDimension, kStages = Kernel::kStages;
@@ -175,8 +177,8 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   const int first = begin + 16 * warp;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
-  if constexpr (Kernel::kCombining == Combining::kLastBlock) {
-    if (p.splits > 1 && threadIdx.x == 0) open_tally(p, tally_index(p, row_tile));
+  if constexpr (Kernel::kCombining == Combining::kWorkspace) {
+    if (p.tally && threadIdx.x == 0) open_tally(p, tally_index(p, row_tile));
   }
   // The rows of Q, straight to operands: each lane reads its own pairs, once.
   uint32_t query[kHeadDimension / 16][4];
@@ -267,9 +269,18 @@ __global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __gri
   merge_warps<Kernel>(p, results, batch, key_head, first_row, split);
   if constexpr (Kernel::kCombining == Combining::kCluster) {
     if (p.splits > 1) combine_cluster<Kernel>(p, results, batch, key_head, first_row, split);
-  } else if constexpr (Kernel::kCombining == Combining::kLastBlock) {
-    if (p.splits > 1) combine_in_last_block<Kernel>(p, results, row_tile, batch, key_head);
+  } else if (p.tally) {
+    combine_in_last_block<Kernel>(p, results, row_tile, batch, key_head);
   }
+}
+
+template <typename Kernel, bool kRules>
+__global__ void __launch_bounds__(Kernel::kThreads) decode_attention(const __grid_constant__ AttentionParams p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  // Never started there.
+  if constexpr (Kernel::kCombining != Combining::kCluster)
+#endif
+    decode_split<Kernel, kRules>(p);
 }
 
 }  // namespace ortflash

@@ -6,9 +6,11 @@
 namespace ortflash {
 
 enum class Combining {
-  kLaunch,     // a second kernel reads them from workspace
-  kLastBlock,  // the last of a row's blocks to end does, which a count in workspace tells it
-  kCluster     // the splits, up to 16, are one cluster of blocks and read each other's shared memory (9.0); no workspace
+  // In workspace: the last of a row's blocks to end reads them, which a count tells it; or, where it would have much to
+  // read, a second kernel.
+  kWorkspace,
+  // The splits, up to 16, are one cluster of blocks and read each other's shared memory (compute capability 9.0).
+  kCluster
 };
 
 // A query of one of the heads that share a key head.
@@ -71,9 +73,6 @@ __device__ inline void combine_cluster(const AttentionParams &p, const float *re
   ptx::cluster_arrive();
   ptx::cluster_wait();  // no block leaves while another reads its rows
 }
-
-// So many splits' shares fit beside 16 rows in every kernel's shared memory, and so many are told apart by a tally.
-constexpr int kMostSplitsOfLastBlock = 256;
 
 // A count of blocks that have ended, in memory that nobody has cleared: its upper 48 bits say whether it is this call's,
 // by a number that the host draws for each call. The last to count puts it back to none, for the replay of a graph.
@@ -187,7 +186,7 @@ __device__ inline void combine_in_last_block(const AttentionParams &p, float *me
   else add_splits<Kernel, 1>(p, shares, batch, key_head, first_row, rows);
 }
 
-// Combining::kLaunch: a block a row.
+// The second kernel: a block a row.
 constexpr int kCombineThreads = 256;
 
 template <typename Element>

@@ -14,8 +14,35 @@ cudaError_t launch_decode_kernel(const AttentionParams &p, cudaStream_t stream) 
   const LaunchOptions options{Kernel::kCombining == Combining::kCluster ? p.splits : 1, Kernel::Tiles::kStartsEarly};
   const cudaError_t error =
       start_with(options, decode_attention<Kernel, kRules>, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, p);
-  if (error != cudaSuccess || p.splits == 1 || Kernel::kCombining != Combining::kLaunch) return error;
+  if (error != cudaSuccess || p.splits == 1 || p.tally || Kernel::kCombining == Combining::kCluster) return error;
   return launch_combine<typename Kernel::Element>(p, stream);
+}
+
+// Whether the device can hold a cluster of the kernel's most splits: more than eight blocks are not for every one. Asked once.
+template <typename Kernel>
+bool can_launch_cluster() {
+  static const bool can = [] {
+    const auto kernel = decode_attention<Kernel, false>;
+    const auto *function = reinterpret_cast<const void *>(kernel);
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = Kernel::Tiles::kSplits.most_splits;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(Kernel::Tiles::kSplits.most_splits);
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = Kernel::kSharedBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    if (allow_shared_memory(function, Kernel::kSharedBytes) == cudaSuccess &&
+        cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess)
+      return clusters > 0;
+    cudaGetLastError();  // the answer is no; it is not an error of the call
+    return false;
+  }();
+  return can;
 }
 
 }  // namespace ortflash

@@ -10,10 +10,8 @@ cudaError_t launch_hopper<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const Atten
   constexpr int kHeadDimension = ORTFLASH_HEAD_DIMENSION;
   using Short = HopperShortTiles<kHeadDimension>;
   using Bias = HopperBiasTiles<kHeadDimension>;
-  if constexpr (Bias::kUsed) {
-    if (can_stage_bias(p))
-      return launch_hopper_kernel<HopperKernel<Element, kHeadDimension, false, Bias>>(p, multiprocessors, stream);
-  }
+  if (can_stage_bias(p))
+    return launch_hopper_kernel<HopperKernel<Element, kHeadDimension, false, Bias>>(p, multiprocessors, stream);
   if (rules) return launch_hopper_kernel<HopperKernel<Element, kHeadDimension, true>>(p, multiprocessors, stream);
   if constexpr (Short::kMostKeys > 0) {
     if (p.work_counter && p.keys <= Short::kMostKeys)

@@ -59,6 +59,16 @@ bool make_bias_map(HopperBiasMaps &maps, const AttentionParams &p) {
                                             m.head ? p.query_heads : 1, m.batch ? m.batches : 1, 64);
 }
 
+// Of the heads whose keys the L2 cache holds, short ones are taken together only as many as keep every multiprocessor busy:
+// what others read and write between two items of a head drives its keys out.
+template <typename Kernel>
+AttentionParams plan_groups(const AttentionParams &p, int multiprocessors) {
+  AttentionParams planned = p;
+  const int64_t heads = divide_up(multiprocessors, divide_up(p.queries, Kernel::kRows));
+  if (p.keys <= Kernel::Tiles::kGroupedKeys && heads < p.heads_at_once) planned.heads_at_once = static_cast<int>(heads);
+  return planned;
+}
+
 template <typename Kernel>
 cudaError_t launch_hopper_kernel(const AttentionParams &p, int multiprocessors, cudaStream_t stream) {
   typename Kernel::Maps maps;
@@ -73,16 +83,12 @@ cudaError_t launch_hopper_kernel(const AttentionParams &p, int multiprocessors, 
   }
   const int64_t items = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
   const int64_t blocks = items < multiprocessors ? items : multiprocessors;
-  if constexpr (!Kernel::Tiles::kCountsWork) {
-    AttentionParams by_turns = p;
-    by_turns.work_counter = nullptr;
-    return start(hopper_attention<Kernel>, blocks, Kernel::kThreads, Kernel::kSharedBytes, stream, by_turns, maps);
-  }
   if (p.work_counter) {
     const cudaError_t error = cudaMemsetAsync(p.work_counter, 0, sizeof(int), stream);
     if (error != cudaSuccess) return error;
   }
-  return start(hopper_attention<Kernel>, blocks, Kernel::kThreads, Kernel::kSharedBytes, stream, p, maps);
+  const AttentionParams planned = plan_groups<Kernel>(p, multiprocessors);
+  return start(hopper_attention<Kernel>, blocks, Kernel::kThreads, Kernel::kSharedBytes, stream, planned, maps);
 }
 
 }  // namespace ortflash

@@ -17,12 +17,12 @@ struct HopperDefaults {
   static constexpr bool kSkipsHidden = false;
   // A diagonal that crosses a step takes out the keys on its one side without asking for the other.
   static constexpr bool kSeparateEdges = false;
-  // Causal blocks draw their work from a counter, which takes a memset before each call; else by turns.
-  static constexpr bool kCountsWork = true;
   // Work items whose queries are in shared memory at once: with 2, those of the next arrive while one is worked on.
   static constexpr int kQueryBuffers = 1;
   // The first keys of an item are asked for before its queries, whose place is free later than theirs.
   static constexpr bool kKeysFirst = false;
+  // Keys up to which heads are taken together one item a multiprocessor, though the L2 cache holds more: see plan_groups().
+  static constexpr int kGroupedKeys = 1024;
   // Scores take an additive mask that the producer brings to shared memory: see add_bias().
   static constexpr bool kBias = false;
 };
@@ -56,26 +56,33 @@ struct HopperTiles<256, true> : HopperDefaults {
   static constexpr int kConsumers = 2, kKeys = 64, kStages = 2;
 };
 
-// Where causal rows are short: they end within a wide step, most of which would be masked.
+// Where causal rows are short: with wide steps most of their scores would be masked, and the next item's queries and keys
+// have to be on their way early.
 template <int kHeadDimension>
 struct HopperShortTiles : HopperTiles<kHeadDimension, false> {
   static constexpr int kMostKeys = 0;  // keys up to which these serve
 };
 template <>
+struct HopperShortTiles<64> : HopperDefaults {
+  static constexpr int kConsumers = 3, kKeys = 128, kStages = 4, kMostKeys = 2048, kGroupedKeys = kMostKeys;
+  static constexpr int kQueryBuffers = 2;
+  static constexpr bool kKeysFirst = true, kTurns = false, kSkipsHidden = true, kSeparateEdges = true;
+};
+template <>
 struct HopperShortTiles<128> : HopperDefaults {
   static constexpr int kConsumers = 2, kKeys = 128, kStages = 2, kMostKeys = 1024;
+  static constexpr int kQueryBuffers = 2;
+  static constexpr bool kKeysFirst = true;
 };
 
 // With an additive mask and nothing else between product and softmax.
 template <int kHeadDimension>
 struct HopperBiasTiles : HopperTiles<kHeadDimension, true> {
   static constexpr bool kBias = true, kSeparateEdges = true;
-  static constexpr bool kUsed = false;  // not yet measured: HopperTiles<kHeadDimension, true> serve
 };
 template <>
 struct HopperBiasTiles<64> : HopperTiles<64, false> {
   static constexpr bool kBias = true, kSeparateEdges = true;
-  static constexpr bool kUsed = false;
 };
 
 // How Q, K and V lie in memory, for the copy engine: boxes of 64 columns by 64 queries or kKeys keys.

@@ -16,12 +16,15 @@ cudaError_t launch_ampere(const AttentionParams &p, bool rules, bool small, cuda
 template <typename Element, int kHeadDimension>
 cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);
 
-// `hopper`: on a device of compute capability 9.0.
+// `cluster`: the splits of a row are a cluster of blocks, where has_decode_cluster() on a device of compute capability 9.0.
 template <typename Element, int kHeadDimension>
-cudaError_t launch_decode(const AttentionParams &p, bool rules, bool hopper, cudaStream_t stream);
+cudaError_t launch_decode(const AttentionParams &p, bool rules, bool cluster, cudaStream_t stream);
 
 template <typename Element, int kHeadDimension>
-SplitRule decode_splits(bool hopper);
+SplitRule decode_splits(bool cluster);
+
+template <typename Element, int kHeadDimension>
+bool has_decode_cluster();
 
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);

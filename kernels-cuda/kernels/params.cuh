@@ -35,7 +35,7 @@ struct AttentionParams {
   int splits, keys_per_split;
   float *partial_output;    // (splits, B·query heads·queries, Dv), not yet divided by the sum
   float2 *partial_softmax;  // (splits, B·query heads·queries): maximum and sum
-  // Where the last block combines: a count for each tile of rows, and this call's tag in the upper 48 bits.
+  // Where the last block combines, else null: a count for each tile of rows, and this call's tag in the upper 48 bits.
   unsigned long long *tally;
   unsigned long long tally_tag;
 };
@@ -45,7 +45,6 @@ struct SplitRule {
   int blocks_per_multiprocessor;  // to aim for
   int least_keys, most_splits;
   bool power_of_two;
-  bool counts_blocks = false;  // a tally is wanted
 };
 
 }  // namespace ortflash

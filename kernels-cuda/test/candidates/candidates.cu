@@ -5,12 +5,6 @@ namespace ortflash {
 const std::vector<Candidate> &candidates() {
   static const auto all = [] {
     std::vector<Candidate> made;
-    add_hopper_candidates<__half, 64>(made);
-    add_hopper_candidates<__half, 128>(made);
-    add_hopper_candidates<__half, 256>(made);
-    add_hopper_candidates<__nv_bfloat16, 64>(made);
-    add_hopper_candidates<__nv_bfloat16, 128>(made);
-    add_hopper_candidates<__nv_bfloat16, 256>(made);
     add_ampere_candidates<__half, 256>(made);
     add_decode_candidates<__half, 128>(made);
     return made;

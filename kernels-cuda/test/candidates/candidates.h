@@ -14,9 +14,6 @@ constexpr int candidate_element() {
 }
 
 template <typename Element, int kHeadDimension>
-void add_hopper_candidates(std::vector<Candidate> &all);
-
-template <typename Element, int kHeadDimension>
 void add_ampere_candidates(std::vector<Candidate> &all);
 
 template <typename Element, int kHeadDimension>

@@ -1,4 +1,4 @@
-// Other ways to put the decode kernel's splits together. Compiled once for each ORTFLASH_ELEMENT and
+// Other shapes of the decode kernel's blocks. Compiled once for each ORTFLASH_ELEMENT and
 // ORTFLASH_HEAD_DIMENSION.
 #include "../../kernels/decode_launch.cuh"
 #include "candidates.h"
@@ -6,20 +6,10 @@
 namespace ortflash {
 namespace {
 
-template <int kStreamWarps, int kBlocks, int kLeastKeys, bool kEarly = false>
-struct LastBlock : DecodeDefaults {
-  static constexpr int kWarps = kStreamWarps, kStages = 3;
-  static constexpr Combining kCombining = Combining::kLastBlock;
-  static constexpr SplitRule kSplits{kBlocks, kLeastKeys, kMostSplitsOfLastBlock, false, true};
-  static constexpr bool kStartsEarly = kEarly;
-};
-
-template <bool kEarly>
-struct Cluster : DecodeDefaults {
-  static constexpr int kStages = 3;
-  static constexpr Combining kCombining = Combining::kCluster;
-  static constexpr SplitRule kSplits{2, 64, 16, true};
-  static constexpr bool kStartsEarly = kEarly;
+// One block of 8 warps a multiprocessor: half the splits.
+struct Wide : DecodeDefaults {
+  static constexpr int kWarps = 8, kStages = 3;
+  static constexpr SplitRule kSplits{1, 128, 0x7fffffff, false};
 };
 
 template <typename Tiles>
@@ -37,12 +27,7 @@ Candidate decode(const char *name) {
 
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
-  all.push_back(decode<LastBlock<4, 2, 128>>("last block"));
-  all.push_back(decode<LastBlock<4, 2, 64>>("last block, 64 keys"));
-  all.push_back(decode<LastBlock<8, 1, 128>>("last block, 8 warps"));
-  all.push_back(decode<LastBlock<8, 1, 128, true>>("last block, 8 warps, early"));
-  all.push_back(decode<Cluster<false>>("cluster of 16"));
-  all.push_back(decode<Cluster<true>>("cluster of 16, early"));
+  all.push_back(decode<Wide>("8 warps"));
 }
 
 }  // namespace ortflash
