@@ -72,12 +72,12 @@ const rowTiles = (rows: number, lanes: number, rest: Partial<RowTiles> = {}): Ro
 const SMALL_ROWS: readonly RowTiles[] = [
   rowTiles(1, 1),
   rowTiles(2, 1, { keyBatch: 4, stages: 2 }),
-  rowTiles(2, 2, { laneDistance: 2 }),
+  rowTiles(2, 2, { laneDistance: 2, sumsBatches: true }),
   rowTiles(4, 4, { keyBatch: 4, keyTile: 16, stages: 2 }),
   rowTiles(4, 4, { threads: 24, keyTile: 6, overlaps: true }),
   rowTiles(4, 2, { prefetches: false }),
   rowTiles(2, 4, { threads: 8 }),
-  rowTiles(8, 4, { overlaps: true }),
+  rowTiles(8, 4, { overlaps: true, sumsBatches: true }),
   rowTiles(1, 4, { stages: 2, prefetches: false }),
 ].filter(({ lanes }) => lanes === 1 || flash.facts.subgroupMinSize >= 4);
 

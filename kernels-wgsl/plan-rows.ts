@@ -25,6 +25,8 @@ export interface RowTiles {
   readonly prefetches?: boolean;
   /** The products of one batch of keys are computed while the one before it is weighed. */
   readonly overlaps?: boolean;
+  /** Outputs are added to once a batch of keys: smaller errors over long sequences. */
+  readonly sumsBatches?: boolean;
 }
 
 /** Bytes of workgroup memory that the kernel takes. */
@@ -75,20 +77,18 @@ function tilesOf(
 export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] {
   const candidates = [
     tilesOf(head, facts, [2, 8, 32, 1]),
+    tilesOf(head, facts, [2, 8, 32, 1], { sumsBatches: true }),
+    tilesOf(head, facts, [2, 8, 32, 1], { overlaps: true }),
+    tilesOf(head, facts, [2, 8, 32, 1], { overlaps: true, sumsBatches: true }),
     tilesOf(head, facts, [4, 4, 32, 1]),
-    tilesOf(head, facts, [4, 4, 16, 1]),
-    tilesOf(head, facts, [4, 4, 32, 2]),
     tilesOf(head, facts, [4, 4, 32, 1], { overlaps: true }),
-    tilesOf(head, facts, [2, 4, 32, 1], { overlaps: true }),
-    // As many threads as leave each 168 registers: twelve warps of a processor.
-    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384 }),
-    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384, overlaps: true }),
-    tilesOf(head, facts, [4, 4, 24, 2], { threads: 384 }),
-    tilesOf(head, facts, [4, 4, 32, 1], { prefetches: false }),
-    tilesOf(head, facts, [4, 4, 64, 1], { prefetches: false }),
-    tilesOf(head, facts, [2, 4, 32, 1]),
     tilesOf(head, facts, [4, 8, 32, 1]),
-    tilesOf(head, facts, [1, 4, 16, 1]),
+    // As many threads as leave each 168 registers: twelve warps of a processor.
+    tilesOf(head, facts, [2, 8, 48, 1], { threads: 384 }),
+    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384, overlaps: true }),
+    tilesOf(head, facts, [2, 8, 16, 1]),
+    tilesOf(head, facts, [1, 8, 32, 1]),
+    tilesOf(head, facts, [1, 8, 16, 1]),
   ];
   return candidates.filter((t) => canRunRows(t, head, facts));
 }
@@ -144,6 +144,7 @@ export function planRows(
       STAGES: tiles.stages,
       PREFETCHES: tiles.prefetches ?? true,
       OVERLAPS: tiles.overlaps ?? false,
+      SUMS_BATCHES: tiles.sumsBatches ?? false,
       DEPTH_QUADS: head.depthQuads,
       VALUE_QUADS: head.valueQuads,
     },
