@@ -75,10 +75,10 @@ const SMALL_ROWS: readonly RowTiles[] = [
   rowTiles(2, 2, { laneDistance: 2, sumsBatches: true }),
   rowTiles(4, 4, { keyBatch: 4, keyTile: 16, stages: 2 }),
   rowTiles(4, 4, { threads: 24, keyTile: 6, overlaps: true }),
-  rowTiles(4, 2, { prefetches: false }),
+  rowTiles(4, 2),
   rowTiles(2, 4, { threads: 8 }),
   rowTiles(8, 4, { overlaps: true, sumsBatches: true }),
-  rowTiles(1, 4, { stages: 2, prefetches: false }),
+  rowTiles(1, 4, { stages: 2 }),
 ].filter(({ lanes }) => lanes === 1 || flash.facts.subgroupMinSize >= 4);
 
 /** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */

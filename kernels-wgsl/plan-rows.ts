@@ -21,8 +21,6 @@ export interface RowTiles {
   readonly keyTile: number;
   /** Tiles in workgroup memory, 1 or 2. */
   readonly stages: number;
-  /** False: a tile is not fetched to registers while the one before it is computed with. */
-  readonly prefetches?: boolean;
   /** The products of one batch of keys are computed while the one before it is weighed. */
   readonly overlaps?: boolean;
   /** Outputs are added to once a batch of keys: smaller errors over long sequences. */
@@ -39,7 +37,7 @@ export function rowMemory({ lanes, keyTile, stages }: RowTiles, head: HeadShape)
 function registers(tiles: RowTiles, head: HeadShape): number {
   const { rows, lanes, keyBatch, keyTile, threads } = tiles;
   const held = 4 * rows * (Math.ceil(head.depthQuads / lanes) + Math.ceil(head.valueQuads / lanes));
-  const fetched = tiles.prefetches === false ? 0 : Math.ceil((keyTile * (head.depthQuads + head.valueQuads)) / threads);
+  const fetched = Math.ceil((keyTile * (head.depthQuads + head.valueQuads)) / threads);
   return held + rows * keyBatch + fetched * head.elementBytes;
 }
 
@@ -87,6 +85,7 @@ export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] 
     tilesOf(head, facts, [2, 8, 48, 1], { threads: 384 }),
     tilesOf(head, facts, [4, 4, 48, 1], { threads: 384, overlaps: true }),
     tilesOf(head, facts, [2, 8, 16, 1]),
+    tilesOf(head, facts, [2, 8, 16, 2]),
     tilesOf(head, facts, [1, 8, 32, 1]),
     tilesOf(head, facts, [1, 8, 16, 1]),
   ];
@@ -142,7 +141,6 @@ export function planRows(
       KEY_BATCH: tiles.keyBatch,
       KEY_BATCHES: tiles.keyTile / tiles.keyBatch,
       STAGES: tiles.stages,
-      PREFETCHES: tiles.prefetches ?? true,
       OVERLAPS: tiles.overlaps ?? false,
       SUMS_BATCHES: tiles.sumsBatches ?? false,
       DEPTH_QUADS: head.depthQuads,
