@@ -162,11 +162,6 @@ __device__ inline float load_cluster(const float *shared, int block) {
   return x;
 }
 
-// Lets the next kernel of the stream start, if it was launched to overlap with this one.
-__device__ inline void launch_dependents() {
-  ORTFLASH_FROM_90(asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));
-}
-
 // Waits until the kernels that this one overlaps with have ended and what they wrote is visible.
 __device__ inline void wait_for_prerequisites() {
   ORTFLASH_FROM_90(asm volatile("griddepcontrol.wait;" ::: "memory"));

@@ -49,12 +49,9 @@ template <typename Element, int kN>
 struct RegistersByColumns;
 
 // Operand lists of the accumulators: PTX has no arrays, so each N spells its registers.
-#define ORTFLASH_REGISTERS_24 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23"
 #define ORTFLASH_REGISTERS_32 \
-  ORTFLASH_REGISTERS_24 ", " \
-  "%24, %25, %26, %27, %28, %29, %30, %31"
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ORTFLASH_REGISTERS_40 \
   ORTFLASH_REGISTERS_32 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39"
@@ -80,7 +77,6 @@ struct RegistersByColumns;
 
 #define ORTFLASH_D4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define ORTFLASH_D16(j) ORTFLASH_D4(j), ORTFLASH_D4(j + 1), ORTFLASH_D4(j + 2), ORTFLASH_D4(j + 3)
-#define ORTFLASH_ACCUMULATORS_24 ORTFLASH_D16(0), ORTFLASH_D4(4), ORTFLASH_D4(5)
 #define ORTFLASH_ACCUMULATORS_32 ORTFLASH_D16(0), ORTFLASH_D16(4)
 #define ORTFLASH_ACCUMULATORS_40 ORTFLASH_ACCUMULATORS_32, ORTFLASH_D4(8), ORTFLASH_D4(9)
 #define ORTFLASH_ACCUMULATORS_48 ORTFLASH_ACCUMULATORS_40, ORTFLASH_D4(10), ORTFLASH_D4(11)
@@ -113,8 +109,6 @@ struct RegistersByColumns;
     }                                                                                                          \
   };
 
-ORTFLASH_ROWS_BY_ROWS(__half, "f16", 48, 24, "%24", "%25", "%26")
-ORTFLASH_ROWS_BY_ROWS(__nv_bfloat16, "bf16", 48, 24, "%24", "%25", "%26")
 ORTFLASH_ROWS_BY_ROWS(__half, "f16", 64, 32, "%32", "%33", "%34")
 ORTFLASH_ROWS_BY_ROWS(__nv_bfloat16, "bf16", 64, 32, "%32", "%33", "%34")
 ORTFLASH_ROWS_BY_ROWS(__half, "f16", 80, 40, "%40", "%41", "%42")
