@@ -80,6 +80,20 @@ function matrixShape(facts: AdapterFacts): SubgroupMatrixShape | undefined {
   return [...facts.subgroupMatrices].sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K)[0];
 }
 
+/** Workgroups that keep a large GPU busy: one for each of an H100's processors, about. */
+const BUSY_WORKGROUPS = 128;
+
+/** The first of the candidates that keeps the GPU busy; where none does, the one with most workgroups. */
+function bestTiles(problem: AttentionProblem, candidates: readonly MatrixTiles[]): MatrixTiles | undefined {
+  const queryTile = (tiles: MatrixTiles) => tiles.subgroups * tiles.rows;
+  const heads = problem.batch * problem.queryHeads;
+  // Fewer than 64 queries a workgroup bring keys too often: slower by half and more.
+  const large = candidates.filter((tiles) => queryTile(tiles) >= 64);
+  const sensible = large.length > 0 ? large : candidates;
+  const busy = sensible.find((tiles) => heads * Math.ceil(problem.queries / queryTile(tiles)) >= BUSY_WORKGROUPS);
+  return busy ?? [...sensible].sort((a, b) => queryTile(a) - queryTile(b))[0];
+}
+
 /** The subgroup-matrix kernel; undefined where it cannot do the problem here. */
 export function planMatrix(
   problem: AttentionProblem,
@@ -87,7 +101,7 @@ export function planMatrix(
   tensors: PlannedTensors,
   options: PlanOptions,
 ): KernelChoice | undefined {
-  const tiles = options.matrixTiles ?? matrixCandidates(problem, facts)[0];
+  const tiles = options.matrixTiles ?? bestTiles(problem, matrixCandidates(problem, facts));
   const shape = matrixShape(facts);
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;

@@ -278,7 +278,8 @@ bool choose_cluster(const OrtFlashAttention &c, const Device &device, const Plan
   constexpr int kMostSplits = 16, kFewKeys = 256, kManyKeys = 2048;  // keys of a split, as measured at 128
   const int64_t keys = divide_up(plan.params.keys, kMostSplits);
   const bool pays = keys <= kFewKeys || (keys <= kManyKeys && 4 * kMostSplits * blocks >= 3 * device.multiprocessors);
-  return plan.hopper && pays &&
+  // Of the tiles, 128 alone has run so far.
+  return plan.hopper && plan.tile == 128 && pays &&
          (c.element == ORTFLASH_FLOAT16 ? has_cluster_16_bit<__half>(plan) : has_cluster_16_bit<__nv_bfloat16>(plan));
 }
 
@@ -323,7 +324,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
   // So many rows of splits one block reads in the time that a second kernel takes to start.
   constexpr int kMostTalliedRows = 512;
-  plan.tallied = p.splits * std::min<int64_t>(rows_of_head, 16) <= kMostTalliedRows;
+  plan.tallied = plan.tile == 128 && p.splits * std::min<int64_t>(rows_of_head, 16) <= kMostTalliedRows;
   if (!plan.tallied) return;
   plan.tally = take(plan.workspace, blocks * sizeof(*p.tally));
   p.tally_tag = next_tag();
