@@ -58,6 +58,18 @@ function optimiseLate(): void {
   setFlagsFromString('--wasm-tiering-budget=100000000');
 }
 
+let opening: Promise<unknown> = Promise.resolve();
+
+/**
+ * Opens sessions one after another: onnxruntime-web keeps the data files of the one that it opens in one place of its
+ * module, and clears it after any.
+ */
+function oneAtATime<T>(open: () => Promise<T>): Promise<T> {
+  const opened = opening.then(open);
+  opening = opened.catch(() => undefined);
+  return opened;
+}
+
 /**
  * Opens a session in WebAssembly, with attention in ONNX Runtime's own fused operators.
  *
@@ -72,10 +84,8 @@ export async function openWasmSession(
   const { InferenceSession: Sessions } = await import('onnxruntime-web');
   const prepared = await prepareModel(model, 'cpu', flash);
   const given = { ...rest, externalData: await loadDataFiles(model, options), executionProviders: ['wasm'] };
-  const session = await Sessions.create(
-    typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model,
-    given as Parameters<typeof Sessions.create>[1],
-  );
+  const bytes = typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model;
+  const session = await oneAtATime(() => Sessions.create(bytes, given as Parameters<typeof Sessions.create>[1]));
   const notes = prepared.note === undefined ? [] : [prepared.note];
   // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
   const handler = new WasmSessionHandler(session as unknown as InferenceSession);

@@ -31,6 +31,20 @@ test('a session on wasm fills tensors that are given, and may be released twice'
   await session.release();
 });
 
+test('sessions on wasm that are opened at the same time have each its own data files', async (t) => {
+  const places = Array.from({ length: 4 }, () => mkdtempSync(join(folder, 'data-')));
+  for (const [i, place] of places.entries()) {
+    writeFileSync(join(place, 'model.onnx'), externalModel());
+    writeFileSync(join(place, 'weights.bin'), new Uint8Array(Float32Array.of(i, i, i, i).buffer));
+  }
+  const open = (place: string) => InferenceSession.create(join(place, 'model.onnx'), { executionProviders: ['wasm'] });
+  for (const [i, session] of (await Promise.all(places.map(open))).entries()) {
+    const { y } = await session.run({ x: new Tensor('float32', Float32Array.of(1, 1, 1, 1), [4]) });
+    t.deepEqual(y!.data, Float32Array.of(i + 1, i + 1, i + 1, i + 1));
+    await session.release();
+  }
+});
+
 test('a session on wasm finds data files beside the model, and says which is missing', async (t) => {
   const open = () => InferenceSession.create(join(folder, 'model.onnx'), { executionProviders: ['wasm'] });
   writeFileSync(join(folder, 'model.onnx'), externalModel());
