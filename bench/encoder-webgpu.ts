@@ -13,11 +13,11 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { arch, cpus, type as system } from 'node:os';
 import { parseArgs } from 'node:util';
-import { setFlagsFromString } from 'node:v8';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { encodeHalf } from '../graph-rewrite/op/half.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { buildTransformer, ENCODER_12_LAYERS } from '../models/builder.js';
+import { loadWebOverDawn } from './web-over-dawn.js';
 
 const { values: flags } = parseArgs({
   options: {
@@ -34,17 +34,7 @@ const { values: flags } = parseArgs({
 });
 
 const isHardware = flags.device === 'gpu';
-if (!isHardware) {
-  process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
-  // V8 would spend a minute on optimising onnxruntime-web, which gains nothing here.
-  setFlagsFromString('--liftoff-only');
-}
-const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
-await installNodeWebGpu();
-const { env, InferenceSession, Tensor } = await import('../kernels-wgsl/web.js');
-// Its WebAssembly threads are web workers, which Node lacks.
-env.wasm.numThreads = 1;
-env.logLevel = 'error';
+const { env, InferenceSession, Tensor } = await loadWebOverDawn(isHardware);
 
 type Session = Awaited<ReturnType<typeof InferenceSession.create>>;
 type Type = 'float16' | 'float32';

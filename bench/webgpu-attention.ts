@@ -2,7 +2,7 @@
  * Attention on WebGPU: this project's kernels against ONNX Runtime's MultiHeadAttention and decomposed attention, same
  * device, same buffers, same run; and as a share of ceilings measured here. Under Node, over Dawn:
  *
- *     ORT_FLASH_GPU=1 npx tsx bench/webgpu-attention.ts [--variants] [--only TEXT] [--choice TEXT] [--budget SECONDS] [--out FILE] [--json]
+ *     ORT_FLASH_GPU=1 npx tsx bench/webgpu-attention.ts [--variants] [--only TEXT] [--budget SECONDS] [--out FILE] [--json]
  *
  * Without ORT_FLASH_GPU it runs small cases on SwiftShader. `--variants` times what the planner could choose instead,
  * case by case, without ONNX Runtime; `--only` keeps the cases whose name (of variants, name and choice) has every word of
@@ -28,7 +28,6 @@ const { values: flags } = parseArgs({
   options: {
     variants: { type: 'boolean' },
     only: { type: 'string' },
-    choice: { type: 'string' },
     budget: { type: 'string' },
     out: { type: 'string' },
     json: { type: 'boolean' },
