@@ -309,14 +309,27 @@ def main():
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
     types = [getattr(torch, name) for name in arguments.types]
-    result["forward_tflops"] = [r for t in types for r in print_rows(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t))]
-    result["masked_tflops"] = list(print_rows("additive mask", masked_rows(ours, torch.float16)))
-    result["decode"] = list(print_rows("decode, 32 heads on 8 of 128", decode_rows(ours, torch.float16)))
-    result["long"] = list(print_rows("131,072 tokens", [long_row(ours)]))
+    sections = (
+        ("forward_tflops", [(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t)) for t in types]),
+        ("masked_tflops", [("additive mask", masked_rows(ours, torch.float16))]),
+        ("decode", [("decode, 32 heads on 8 of 128", decode_rows(ours, torch.float16))]),
+        ("long", [("131,072 tokens", (long_row(ours) for _ in range(1)))]),
+    )
+    for section, parts in sections:
+        result[section] = []
+        for title, rows in parts:
+            for row in print_rows(title, rows):
+                result[section].append(row)
+                save(result, arguments.out)
     result["summary"] = summarise(result)
     print(json.dumps(result["summary"], indent=1))
-    if arguments.out:
-        with open(arguments.out, "w") as file:
+    save(result, arguments.out)
+
+
+def save(result, path):
+    """After every row: what ends early leaves what it has."""
+    if path:
+        with open(path, "w") as file:
             json.dump(result, file, indent=1)
             file.write("\n")
 

@@ -4,7 +4,7 @@
  * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle, or known as it opens. Then the length at which the
  * untouched model fails. Under Node, over Dawn:
  *
- *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--only-limit] [--json]
+ *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--only-limit] [--out FILE] [--json]
  *
  * Inputs and outputs stay on the GPU. Times are wall-clock time of many runs without waiting in between, until the GPU is
  * done with the last: the median of three passes, after two that do not count. `--device swiftshader` (the default) runs
@@ -12,6 +12,7 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { arch, cpus, type as system } from 'node:os';
+import { dirname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { encodeHalf } from '../graph-rewrite/op/half.js';
@@ -26,6 +27,7 @@ const { values: flags } = parseArgs({
     type: { type: 'string' },
     layers: { type: 'string' },
     json: { type: 'boolean' },
+    out: { type: 'string' },
     /** Skips the search for the length at which the untouched model fails. */
     'no-limit': { type: 'boolean' },
     /** Searches for that length alone, and measures none. */
@@ -229,11 +231,11 @@ async function findLimit(): Promise<Limit> {
   return { tokens: undefined, error: undefined, ours: undefined };
 }
 
-const rows: Row[] = [];
-for (const tokens of flags['only-limit'] ? [] : lengths) rows.push(await compare(tokens));
-const limit = flags['no-limit'] ? undefined : await findLimit();
 const { info } = (await navigator.gpu.requestAdapter())!;
-const report = {
+const rows: Row[] = [];
+let limit: Limit | undefined;
+
+const report = () => ({
   date: new Date().toISOString(),
   command: `npx tsx bench/encoder-webgpu.ts ${process.argv.slice(2).join(' ')}`.trim(),
   machine: { system: system(), arch: arch(), cpu: cpus()[0]?.model, adapter: info.description, vendor: info.vendor },
@@ -241,38 +243,51 @@ const report = {
   model: { ...shape, type, batch: 1 },
   rows,
   limit,
-};
-if (isHardware && !flags['only-limit']) {
-  mkdirSync('bench/results', { recursive: true });
-  writeFileSync('bench/results/encoder-webgpu.json', `${JSON.stringify(report, null, 1)}\n`);
+});
+
+/** After every length: what ends early leaves what it has. */
+function save(): void {
+  const file = flags.out ?? (isHardware && !flags['only-limit'] ? 'bench/results/encoder-webgpu.json' : undefined);
+  if (file === undefined) return;
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(file, `${JSON.stringify(report(), null, 1)}\n`);
 }
-if (flags.json) process.stdout.write(`${JSON.stringify(report)}\n`);
-else {
+
+const print = (text: string) => !flags.json && process.stdout.write(`${text}\n`);
+const line = (cells: readonly string[]) => print(cells.map((cell) => cell.padStart(20)).join(''));
+
+function printRow({ tokens, milliseconds, times, chosen, difference }: Row): void {
   const text = (value: number | string) => (typeof value === 'number' ? `${value.toFixed(2)} ms` : 'fails');
-  process.stdout.write(
-    `${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}\n`,
-  );
-  process.stdout.write(
-    `${['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'known, times', 'difference'].map((t) => t.padStart(20)).join('')}\n`,
-  );
-  for (const { tokens, milliseconds, times, chosen, difference } of rows) {
-    const cells = [
-      `${tokens}`,
-      ...Object.values(milliseconds).map(text),
-      times.kernels?.toFixed(2) ?? '',
-      times.auto?.toFixed(2) ?? '',
-      times.known?.toFixed(2) ?? '',
-      difference?.toExponential(1) ?? '',
-    ];
-    process.stdout.write(`${cells.map((cell) => cell.padStart(20)).join('')}\n`);
-    if (chosen) process.stdout.write(`  auto: ${chosen}\n`);
-    for (const [form, why] of Object.entries(milliseconds))
-      if (typeof why === 'string') process.stdout.write(`  ${form}: ${why}\n`);
-  }
-  if (limit?.tokens !== undefined)
-    process.stdout.write(
-      `untouched, it fails at ${limit.tokens} tokens (${limit.error}); ours ${limit.ours === true ? 'runs' : `does not: ${limit.ours}`}\n`,
-    );
-  else if (limit) process.stdout.write('untouched, it fails at none of the lengths tried\n');
+  line([
+    `${tokens}`,
+    ...Object.values(milliseconds).map(text),
+    times.kernels?.toFixed(2) ?? '',
+    times.auto?.toFixed(2) ?? '',
+    times.known?.toFixed(2) ?? '',
+    difference?.toExponential(1) ?? '',
+  ]);
+  if (chosen) print(`  auto: ${chosen}`);
+  for (const [form, why] of Object.entries(milliseconds)) if (typeof why === 'string') print(`  ${form}: ${why}`);
 }
+
+function printLimit({ tokens, error, ours }: Limit): void {
+  if (tokens === undefined) print('untouched, it fails at none of the lengths tried');
+  else
+    print(`untouched, it fails at ${tokens} tokens (${error}); ours ${ours === true ? 'runs' : `does not: ${ours}`}`);
+}
+
+print(`${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}`);
+line(['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'known, times', 'difference']);
+for (const tokens of flags['only-limit'] ? [] : lengths) {
+  const row = await compare(tokens);
+  rows.push(row);
+  printRow(row);
+  save();
+}
+if (!flags['no-limit']) {
+  limit = await findLimit();
+  printLimit(limit);
+  save();
+}
+if (flags.json) process.stdout.write(`${JSON.stringify(report())}\n`);
 process.exit(0);
