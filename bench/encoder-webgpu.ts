@@ -15,7 +15,7 @@ import { arch, cpus, type as system } from 'node:os';
 import { dirname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
-import { encodeHalf } from '../graph-rewrite/op/half.js';
+import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { buildTransformer, ENCODER_12_LAYERS } from '../models/builder.js';
 import { loadWebOverDawn } from './web-over-dawn.js';
@@ -136,7 +136,9 @@ async function measure(form: Form, tokens: number, timed = true): Promise<Measur
       return (performance.now() - start) / runs;
     };
     const first = await run();
-    const output = Array.from((await first.getData()) as Float32Array, Number);
+    const data = await first.getData();
+    // Node has no float16 array: these are its bits.
+    const output = data instanceof Uint16Array ? decodeHalf(data, 'float16') : (data as Float32Array);
     first.dispose();
     if (!timed) return { milliseconds: Number.NaN, output, text: session.explain().text };
     const start = performance.now();

@@ -38,9 +38,12 @@ export class Engine {
   #flash: FlashAttention;
   #loss: OrtFlashError | undefined;
 
-  private constructor(device: GPUDevice) {
+  readonly #adapterInfo: GPUAdapterInfo | undefined;
+
+  private constructor(device: GPUDevice, adapterInfo?: GPUAdapterInfo) {
     this.device = device;
-    this.#flash = FlashAttention.create(device);
+    this.#adapterInfo = adapterInfo;
+    this.#flash = this.#createFlash();
     this.pool = new BufferPool(device);
     this.lost = device.lost.then((info) => {
       this.#loss = lossError(info);
@@ -81,11 +84,15 @@ export class Engine {
     // Buffers may be among what was refused, and would be used again. The kernels' own go with them, unreferenced: a
     // run may be about to submit them.
     this.pool.clear();
-    this.#flash = FlashAttention.create(this.device);
+    this.#flash = this.#createFlash();
     const isMemory = typeof GPUOutOfMemoryError !== 'undefined' && error instanceof GPUOutOfMemoryError;
     const what = isMemory ? 'the GPU is out of memory' : 'the GPU refused a run';
     const hint = isMemory ? 'release sessions and tensors, or use shorter inputs' : undefined;
     return new OrtFlashError('device', `${what}: ${error.message}`, {}, hint, { cause: error });
+  }
+
+  #createFlash(): FlashAttention {
+    return FlashAttention.create(this.device, this.#adapterInfo ? { adapterInfo: this.#adapterInfo } : {});
   }
 
   /** Marks the end of a run, all of which is submitted: frees what the last few did not use. */
@@ -98,11 +105,14 @@ export class Engine {
     return this.#loss !== undefined;
   }
 
-  /** The engine of a device: one, however many sessions. */
-  static of(device: GPUDevice): Engine {
+  /**
+   * The engine of a device: one, however many sessions.
+   * @param adapterInfo of its adapter, which may tell more than the device's own: Dawn lists subgroup matrices there
+   */
+  static of(device: GPUDevice, adapterInfo?: GPUAdapterInfo): Engine {
     let engine = engines.get(device);
     if (engine === undefined) {
-      engine = new Engine(device);
+      engine = new Engine(device, adapterInfo);
       engines.set(device, engine);
     }
     return engine;
@@ -114,7 +124,7 @@ export class Engine {
    */
   static async default(): Promise<Engine> {
     if (opened !== undefined && (await opened.catch(() => undefined))?.isLost !== false) opened = undefined;
-    opened ??= openDevice().then((device) => Engine.of(device));
+    opened ??= openDevice().then(({ device, adapterInfo }) => Engine.of(device, adapterInfo));
     return opened;
   }
 }
@@ -129,7 +139,7 @@ function lossError({ reason, message }: GPUDeviceLostInfo): OrtFlashError {
 }
 
 /** The parts of `env.webgpu` that say which adapter to take. */
-async function openDevice(): Promise<GPUDevice> {
+async function openDevice(): Promise<{ device: GPUDevice; adapterInfo: GPUAdapterInfo }> {
   const gpu: GPU | undefined = typeof navigator === 'undefined' ? undefined : navigator.gpu;
   const given = env.webgpu.adapter as GPUAdapter | undefined;
   if (gpu === undefined && !given)
@@ -148,7 +158,7 @@ async function openDevice(): Promise<GPUDevice> {
       requiredFeatures: WANTED_FEATURES.filter((feature) => adapter.features.has(feature)) as GPUFeatureName[],
       requiredLimits: Object.fromEntries(WANTED_LIMITS.map((limit) => [limit, adapter.limits[limit]])),
     });
-    return device;
+    return { device, adapterInfo: adapter.info };
   } catch (cause) {
     throw new OrtFlashError('device', `the GPU gives no device: ${(cause as Error).message}`, {}, undefined, { cause });
   }

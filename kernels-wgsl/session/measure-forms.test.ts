@@ -10,10 +10,12 @@ test('every form is measured with a model like the one to be run', async (t) => 
   const { Engine } = await import('./engine.js');
   const { measureCosts } = await import('./open-auto.js');
   const engine = await Engine.default();
-  for (const kind of [
+  const floats = [
     { type: 'float32', queryHeads: 2, keyHeads: 2, headDimension: 32, isCausal: false },
     { type: 'float32', queryHeads: 4, keyHeads: 2, headDimension: 16, isCausal: true },
-  ] as const) {
+  ] as const;
+  const halves = { type: 'float16', queryHeads: 2, keyHeads: 2, headDimension: 64, isCausal: false } as const;
+  for (const kind of engine.flash.facts.halfFloats ? [...floats, halves] : floats) {
     const start = performance.now();
     const costs = await measureCosts(engine, kind, {});
     t.log(`${Math.round(performance.now() - start)} ms: ${JSON.stringify(costs)}`);

@@ -13,6 +13,7 @@ import {
 import { makeTensor } from '../../graph-rewrite/onnx/tensor.js';
 import { functionFor, overloadName } from '../../graph-rewrite/op/body.js';
 import { DEFAULT_ATTRIBUTES } from '../../graph-rewrite/op/definition.js';
+import { decodeHalf } from '../../graph-rewrite/op/half.js';
 import { flashAttentionNode } from '../../graph-rewrite/op/node.js';
 import type { AttentionKind } from './attention-kind.js';
 import type { Engine } from './engine.js';
@@ -105,9 +106,11 @@ class Meter {
     const input = this.#input(tokens);
     try {
       const { y } = (await this.handler.run({ x: input }, { y: null }, {})) as { y: Tensor };
-      const data = (await y.getData()) as ArrayLike<number>;
+      const data = await y.getData();
       y.dispose();
-      return Array.from(data, Number);
+      // Where JavaScript has no float16 array, ONNX Runtime gives the bits.
+      const numbers = data instanceof Uint16Array ? decodeHalf(data, 'float16') : (data as ArrayLike<number>);
+      return Array.from(numbers, Number);
     } finally {
       (input.gpuBuffer as GPUBuffer).destroy();
     }
