@@ -14,6 +14,7 @@ Each time is the median of many runs over rotated buffers of random numbers, tak
 import argparse
 import ctypes
 import datetime
+import itertools
 import json
 import math
 import statistics
@@ -99,8 +100,18 @@ def torch_backend(backend, causal, mask=None, grouped=False):
     return attend
 
 
-def warm_up(seconds=1.0):
-    """A GPU that has been idle for seconds runs at a fifth of its clock, and takes up to half a second of work to raise it."""
+def warm_up(ours, types, seconds=1.0):
+    """
+    Loads every kernel, which takes long when it is first called. Then work: a GPU that has been idle for seconds runs at a
+    fifth of its clock, and takes up to half a second to raise it.
+    """
+    for dtype, dimension, causal in itertools.product(types, (64, 128, 256), (False, True)):
+        q, k, v = (torch.randn(1, 2, 256, dimension, dtype=dtype, device="cuda") for _ in range(3))
+        runs = [ours.prepare(q, k, v, causal, kernel)[0] for kernel in (HOPPER, AMPERE)]
+        for run in filter(None, runs):
+            run()
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            attempt(lambda: torch_backend(backend, causal)(q, k, v))
     a = torch.randn(4096, 4096, dtype=torch.float16, device="cuda")
     end = monotonic() + seconds
     while monotonic() < end:
@@ -305,10 +316,10 @@ def main():
     ours = Ours(arguments.library)
     onnx_runtime = OnnxRuntime(arguments.ort_peer, arguments.onnxruntime) if arguments.ort_peer else None
     torch.manual_seed(0)
-    warm_up()
+    types = [getattr(torch, name) for name in arguments.types]
+    warm_up(ours, types)
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
-    types = [getattr(torch, name) for name in arguments.types]
     sections = (
         ("forward_tflops", [(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t)) for t in types]),
         ("masked_tflops", [("additive mask", masked_rows(ours, torch.float16))]),
