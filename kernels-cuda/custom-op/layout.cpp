@@ -91,17 +91,23 @@ std::string print(const std::vector<int64_t> &shape) {
   throw std::invalid_argument("shape " + print(shape) + " does not fit its layout: " + why);
 }
 
+// What a factor covers without its dimension's extent being asked. An axis that has a whole dimension to itself has its
+// size from that.
+std::optional<int64_t> known_size(const LayoutDimension &dimension, const LayoutFactor &factor, const KnownSizes &known) {
+  if (factor.axis < 0) return factor.parts;
+  int axes = 0;
+  for (const auto &other : dimension.factors) axes += other.axis >= 0;
+  return !dimension.sliced && axes == 1 ? std::nullopt : known[factor.axis];
+}
+
 // Sizes of one dimension's factors: known ones as given, at most one other from what remains of the extent.
 std::vector<int64_t> factor_sizes(const LayoutDimension &dimension, int64_t extent, const KnownSizes &known,
                                   const std::vector<int64_t> &shape) {
-  int axes = 0, open = -1, open_count = 0;
-  for (const auto &factor : dimension.factors) axes += factor.axis >= 0;
+  int open = -1, open_count = 0;
   std::vector<int64_t> sizes;
   int64_t product = 1;
   for (size_t f = 0; f < dimension.factors.size(); ++f) {
-    const auto &factor = dimension.factors[f];
-    std::optional<int64_t> size = factor.parts;
-    if (factor.axis >= 0) size = !dimension.sliced && axes == 1 ? std::nullopt : known[factor.axis];
+    const auto size = known_size(dimension, dimension.factors[f], known);
     if (size) {
       product *= *size;
     } else {
@@ -160,6 +166,43 @@ std::vector<int64_t> layout_shape(const Layout &layout, const Sizes &size) {
     int64_t extent = 1;
     for (const auto &factor : dimension.factors) extent *= factor.axis >= 0 ? size[factor.axis] : factor.parts;
     shape.push_back(extent);
+  }
+  return shape;
+}
+
+Extents layout_extents(const Layout &layout, const std::vector<Extent> &shape, const KnownSizes &known) {
+  Extents axes;
+  if (shape.size() != layout.size()) return axes;
+  for (size_t d = 0; d < layout.size(); ++d) {
+    Extent *open = nullptr;
+    int open_count = 0;
+    int64_t product = 1;
+    for (const auto &factor : layout[d].factors) {
+      const auto size = known_size(layout[d], factor, known);
+      if (factor.axis >= 0) axes[factor.axis].size = size;
+      if (size) product *= *size;
+      if (!size) open = &axes[factor.axis], ++open_count;
+    }
+    if (open_count != 1 || layout[d].sliced) continue;
+    const Extent &whole = shape[d];
+    if (whole.size && product > 0 && *whole.size % product == 0) open->size = *whole.size / product;
+    if (product == 1) open->name = whole.name;
+  }
+  return axes;
+}
+
+std::vector<Extent> layout_shape(const Layout &layout, const Extents &axes) {
+  std::vector<Extent> shape;
+  for (const auto &dimension : layout) {
+    if (dimension.sliced) throw std::invalid_argument("an output's layout has a slice");
+    Extent product{1, ""};
+    for (const auto &factor : dimension.factors) {
+      const Extent other = factor.axis >= 0 ? axes[factor.axis] : Extent{factor.parts, ""};
+      if (product.size == 1) product = other;  // also a name stays one
+      else if (product.size && other.size) product.size = *product.size * *other.size;
+      else if (other.size != 1) product = {};
+    }
+    shape.push_back(product);
   }
   return shape;
 }

@@ -35,6 +35,16 @@ struct StridedTensor {
   int64_t offset;
 };
 
+// The size of an axis or of a dimension as far as a model tells it before it runs: a number; or else a name, which stands
+// for one size throughout the model; or else, with an empty name, nothing.
+struct Extent {
+  std::optional<int64_t> size;
+  std::string name;
+};
+
+// One an axis, in the order of Axis.
+using Extents = std::array<Extent, 4>;
+
 // Throws std::invalid_argument where the text is no layout or names an axis twice.
 Layout parse_layout(const std::string &text);
 
@@ -44,6 +54,11 @@ StridedTensor resolve_layout(const Layout &layout, const std::vector<int64_t> &s
 
 // Shape of a tensor with these sizes in this layout. Throws std::invalid_argument for a layout with slices.
 std::vector<int64_t> layout_shape(const Layout &layout, const Sizes &size);
+
+// The same two of what a model tells before it runs: what a shape says of each axis, nothing where it does not fit, and
+// the shape of a tensor with these axes.
+Extents layout_extents(const Layout &layout, const std::vector<Extent> &shape, const KnownSizes &known);
+std::vector<Extent> layout_shape(const Layout &layout, const Extents &axes);
 
 // Whether the head dimension lies in a sliced dimension, so that the shape does not give its size.
 bool slices_head_dimension(const Layout &layout);

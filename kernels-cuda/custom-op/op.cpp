@@ -6,7 +6,9 @@
 #include <onnxruntime_c_api.h>
 
 #include <array>
+#include <atomic>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 
@@ -250,42 +252,87 @@ class Kernel {
   OrtAllocator *allocator_ = nullptr;
 };
 
-// Output shapes where the inputs' are known; dynamic ones are left open.
+// What a model tells of a tensor's shape. One that it does not tell at all looks like that of a scalar.
+std::vector<Extent> extents_of(const OrtApi &api, const OrtTensorTypeAndShapeInfo *info) {
+  const auto sizes = shape_of(api, info);
+  std::vector<const char *> names(sizes.size(), "");
+  check(api.GetSymbolicDimensions(info, names.data(), names.size()));
+  std::vector<Extent> extents;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] >= 0) extents.push_back({sizes[d], ""});
+    else extents.push_back({std::nullopt, names[d]});
+  }
+  return extents;
+}
+
+// ONNX Runtime lets no single dimension of an output open: without a name it is the number given, even −1. So it gets a
+// name that stands nowhere else, in this process or in a model that another one wrote.
+std::string unused_name() {
+  static const uint64_t origin = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random();
+  }();
+  static std::atomic<uint64_t> count{0};
+  return "ortflash_" + std::to_string(origin) + "_" + std::to_string(++count);
+}
+
+OrtStatus *set_output(const OrtApi &api, OrtShapeInferContext *context, size_t index, ONNXTensorElementDataType type,
+                      const std::vector<Extent> &shape) {
+  std::vector<int64_t> sizes;
+  std::vector<std::string> names;
+  for (const Extent &extent : shape) {
+    sizes.push_back(extent.size.value_or(-1));
+    names.push_back(extent.size ? "" : extent.name.empty() ? unused_name() : extent.name);
+  }
+  std::vector<const char *> texts;
+  for (const auto &name : names) texts.push_back(name.c_str());
+  OrtTensorTypeAndShapeInfo *info;
+  if (OrtStatus *status = api.CreateTensorTypeAndShapeInfo(&info)) return status;
+  OrtStatus *status = api.SetTensorElementType(info, type);
+  if (!status) status = api.SetDimensions(info, sizes.data(), sizes.size());
+  // Of all numbers too: before 1.24, SetDimensions does not say that there are no names.
+  if (!status) status = api.SetSymbolicDimensions(info, texts.data(), texts.size());
+  if (!status) status = api.ShapeInferContext_SetOutputTypeShape(context, index, info);
+  api.ReleaseTensorTypeAndShapeInfo(info);
+  return status;
+}
+
+// The call's shapes are checked already here where all are known.
+void check_known_shapes(const Attributes &attributes, const std::optional<std::vector<Extent>> (&extents)[kInputs]) {
+  std::optional<TensorDescription> inputs[kInputs];
+  for (size_t i = 0; i < kInputs; ++i) {
+    if (!extents[i]) continue;
+    if (extents[i]->empty()) return;
+    inputs[i].emplace();
+    for (const Extent &extent : *extents[i]) {
+      if (!extent.size) return;
+      inputs[i]->shape.push_back(*extent.size);
+    }
+  }
+  resolve_problem(attributes, inputs);
+}
+
 void infer_shapes(const OrtApi &api, OrtShapeInferContext *context) {
   size_t count;
   check(api.ShapeInferContext_GetInputCount(context, &count));
-  std::optional<TensorDescription> inputs[kInputs];
+  std::optional<std::vector<Extent>> inputs[kInputs];
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   for (size_t i = 0; i < count && i < kInputs; ++i) {
     OrtTensorTypeAndShapeInfo *info = nullptr;
     check(api.ShapeInferContext_GetInputTypeShape(context, i, &info));
-    if (!info) continue;
-    TensorDescription description{shape_of(api, info)};
-    const auto input_type = type_of(api, info);
-    if (input_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) continue;  // left out
-    description.is_boolean = input_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-    if (i == kQuery) type = input_type;
-    for (const int64_t size : description.shape) {
-      if (size < 0) return;
-    }
-    inputs[i] = std::move(description);
+    if (!info || type_of(api, info) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) continue;  // left out
+    if (i == kQuery) type = type_of(api, info);
+    inputs[i] = extents_of(api, info);
   }
   if (!inputs[kQuery] || !inputs[kKey] || !inputs[kValue]) return;
-  const Problem problem = resolve_problem(read_attributes(api, context), inputs);
-  const auto set = [&](size_t index, const std::vector<int64_t> &shape) {
-    OrtTensorTypeAndShapeInfo *info;
-    check(api.CreateTensorTypeAndShapeInfo(&info));
-    OrtStatus *status = api.SetTensorElementType(info, type);
-    if (!status) status = api.SetDimensions(info, shape.data(), shape.size());
-    if (!status) status = api.ShapeInferContext_SetOutputTypeShape(context, index, info);
-    api.ReleaseTensorTypeAndShapeInfo(info);
-    return status;
-  };
-  check(set(0, problem.output_shape));
+  const Attributes attributes = read_attributes(api, context);
+  check_known_shapes(attributes, inputs);
+  const OutputExtents outputs = infer_outputs(attributes, inputs);
+  check(set_output(api, context, 0, type, outputs.output));
   if (!inputs[kPastKey]) return;
   // The node may leave these outputs out, and then there is nothing to set.
-  for (const auto &[index, shape] : {std::pair{1, problem.present_key_shape}, {2, problem.present_value_shape}}) {
-    if (OrtStatus *status = set(index, shape)) api.ReleaseStatus(status);
+  for (const auto &[index, shape] : {std::pair{1, outputs.present_key}, {2, outputs.present_value}}) {
+    if (OrtStatus *status = set_output(api, context, index, type, shape)) api.ReleaseStatus(status);
   }
 }
 

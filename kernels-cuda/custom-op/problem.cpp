@@ -150,4 +150,40 @@ Problem resolve_problem(const Attributes &a, const std::optional<TensorDescripti
   return problem;
 }
 
+OutputExtents infer_outputs(const Attributes &a, const std::optional<std::vector<Extent>> (&inputs)[kInputs]) {
+  const auto seen = [&](Input input, const Layout &layout, int64_t heads) {
+    return layout_extents(layout, *inputs[input], {std::nullopt, heads > 0 ? std::optional(heads) : std::nullopt});
+  };
+  const auto seen_past = [&](Input input) {
+    return inputs[input] ? layout_extents(parse_layout("BHSD"), *inputs[input], {}) : Extents{};
+  };
+  const Extents query = seen(kQuery, a.query_layout, a.query_heads), key = seen(kKey, a.key_layout, a.key_heads),
+                value = seen(kValue, a.value_layout, a.key_heads), past_key = seen_past(kPastKey),
+                past_value = seen_past(kPastValue);
+  // Of extents that have to be equal: a number, or else a name.
+  const auto any = [](std::initializer_list<const Extents *> tensors, Axis axis) {
+    Extent found;
+    for (const Extents *tensor : tensors) {
+      const Extent &extent = (*tensor)[axis];
+      if (extent.size) return extent;
+      if (found.name.empty()) found = extent;
+    }
+    return found;
+  };
+  const Extent batch = any({&query, &key, &value, &past_key, &past_value}, kBatch);
+  const Extent key_heads = any({&key, &value, &past_key, &past_value}, kHeads);
+  const Extent dimension = any({&query, &key, &past_key}, kDimension);
+  Extent value_dimension = any({&value, &past_value}, kDimension);
+  // A slice of a dimension says nothing of its width: a value head is then as wide as a key head.
+  if (slices_head_dimension(a.value_layout) && !inputs[kPastValue]) value_dimension = dimension;
+
+  OutputExtents outputs;
+  outputs.output = layout_shape(a.output_layout, {batch, query[kHeads], query[kSequence], value_dimension});
+  if (inputs[kPastKey]) {
+    outputs.present_key = {batch, key_heads, {}, dimension};
+    outputs.present_value = {batch, key_heads, {}, value_dimension};
+  }
+  return outputs;
+}
+
 }  // namespace ortflash

@@ -42,4 +42,12 @@ struct Problem {
 // Throws std::invalid_argument with the input's name, where something does not fit.
 Problem resolve_problem(const Attributes &attributes, const std::optional<TensorDescription> (&inputs)[kInputs]);
 
+// What a model tells of its outputs' shapes; of the present ones only where there is a past.
+struct OutputExtents {
+  std::vector<Extent> output, present_key, present_value;
+};
+
+// From what it tells of the inputs' shapes: nothing that the call's check would not hold it to. Q, K and V are there.
+OutputExtents infer_outputs(const Attributes &attributes, const std::optional<std::vector<Extent>> (&inputs)[kInputs]);
+
 }  // namespace ortflash

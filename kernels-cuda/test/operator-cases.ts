@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import Long from 'long';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
-import { opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
+import { type Dimension, opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
 import { GraphProto, ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import {
   DEFAULT_ATTRIBUTES,
@@ -27,6 +27,15 @@ interface CaseTensor {
   /** Values as they are after rounding to the type. */
   readonly values: Float64Array;
 }
+
+/** Attributes and inputs of one call. */
+interface Case {
+  readonly attributes: FlashAttentionAttributes;
+  readonly inputs: Partial<Record<FlashAttentionInput, CaseTensor>> & Record<'Q' | 'K' | 'V', CaseTensor>;
+}
+
+/** What a model declares of an input's shape; undefined for nothing, not even the rank. */
+export type Declare = (input: FlashAttentionInput, shape: readonly number[]) => readonly Dimension[] | undefined;
 
 type CaseType = 'float32' | 'float16' | 'bfloat16';
 
@@ -55,8 +64,7 @@ function makeTensor(type: ProblemType, shape: readonly number[], value: () => nu
   return { type, shape, values: rounded(type, Float64Array.from({ length: count }, value)) };
 }
 
-/** Attributes and inputs of a random call. */
-function randomCase(random: Random, type: CaseType) {
+function randomCase(random: Random, type: CaseType): Case {
   const pick = <T>(from: readonly T[]): T => from[Math.floor(random(from.length))]!;
   const size = (below: number) => 1 + Math.floor(random(below));
   const chance = (p: number) => random(1) < p;
@@ -108,12 +116,33 @@ function randomCase(random: Random, type: CaseType) {
   }
   if (chance(0.2)) inputs.nonpad_kv_seqlen = makeTensor('int64', [batch], () => Math.floor(random(keys + 1)));
   if (chance(0.2)) inputs.sink = makeTensor(type, [queryHeads], normal);
-  return { attributes, inputs: inputs as typeof inputs & Record<'Q' | 'K' | 'V', CaseTensor> };
+  return { attributes, inputs: inputs as Case['inputs'] };
 }
 
-/** Writes one random model with its inputs and expected outputs as a folder that test/session.cpp runs. */
-export function writeRandomCase(random: Random, type: CaseType, folder: string): void {
-  const { attributes, inputs } = randomCase(random, type);
+/**
+ * Writes one random model with its inputs and expected outputs as a folder that test/session.cpp runs. Where `declare` is
+ * given, it says what the model tells of its inputs' shapes, and of its outputs' it tells nothing.
+ */
+export function writeRandomCase(random: Random, type: CaseType, folder: string, declare?: Declare): void {
+  writeCase(randomCase(random, type), folder, declare);
+}
+
+/** Writes a model with inputs of these shapes, all float32. */
+export function writeShapedCase(
+  attributes: FlashAttentionAttributes,
+  shapes: Readonly<Record<string, readonly number[]>>,
+  folder: string,
+  declare: Declare,
+): void {
+  let n = 0;
+  const inputs = Object.fromEntries(
+    Object.entries(shapes).map(([name, shape]) => [name, makeTensor('float32', shape, () => Math.sin(n++))]),
+  );
+  writeCase({ attributes, inputs: inputs as Case['inputs'] }, folder, declare);
+}
+
+function writeCase({ attributes, inputs }: Case, folder: string, declare?: Declare): void {
+  const { type } = inputs.Q;
   const problem = resolveProblem(attributes, inputs);
   const data = Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, tensor.values]));
   const expected = referenceAttention(problem, data as unknown as Parameters<typeof referenceAttention>[1]);
@@ -127,8 +156,11 @@ export function writeRandomCase(random: Random, type: CaseType, folder: string):
   const named = (names: readonly string[]) => Object.fromEntries(names.map((name) => [name, name]));
   const graph = GraphProto.create({
     name: 'test',
-    input: given.map((name) => tensorInfo(name, inputs[name]!.type, inputs[name]!.shape)),
-    output: made.map((name) => tensorInfo(name, type, outputs[name].shape!)),
+    input: given.map((name) => {
+      const { type, shape } = inputs[name]!;
+      return tensorInfo(name, type, declare === undefined ? shape : declare(name, shape));
+    }),
+    output: made.map((name) => tensorInfo(name, type, declare === undefined ? outputs[name].shape : undefined)),
     node: [
       flashAttentionNode({
         attributes,
@@ -150,7 +182,7 @@ export function writeRandomCase(random: Random, type: CaseType, folder: string):
   };
   const lines = [
     ...given.map((name) => line('input', name, inputs[name]!, 0)),
-    ...made.map((name) => line('output', name, outputs[name] as CaseTensor, TOLERANCE[type])),
+    ...made.map((name) => line('output', name, outputs[name] as CaseTensor, TOLERANCE[type as CaseType])),
   ];
   writeFileSync(join(folder, 'tensors.txt'), `${lines.join('\n')}\n`);
 }

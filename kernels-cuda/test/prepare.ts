@@ -5,7 +5,7 @@ import { readModelFile } from '../../graph-rewrite/files.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
-import { readTestData, standardAttentionCases, type TestTensor } from '../../models/corpus.js';
+import { readTestData, standardAttentionCases, type TestData, type TestTensor } from '../../models/corpus.js';
 
 /** TensorProto data types by name, as far as test data has them. */
 const TYPE_NUMBERS: Readonly<Record<string, number>> = {
@@ -28,11 +28,19 @@ export interface PreparedModel {
 
 /** Rewrites a model and writes it, with its reference inputs and outputs, to a folder. */
 export function prepareModel(modelFile: string, dataFolder: string, folder: string, tolerance: number): PreparedModel {
-  const model = readModelFile(modelFile);
+  return prepareRewritten(readModelFile(modelFile), readTestData(dataFolder), folder, tolerance);
+}
+
+/** The same for a model and its reference data in memory; rewrites the model in place. */
+export function prepareRewritten(
+  model: ModelProto,
+  { inputs, outputs }: TestData,
+  folder: string,
+  tolerance: number,
+): PreparedModel {
   rewriteModel(model);
   mkdirSync(folder, { recursive: true });
   writeFileSync(join(folder, 'model.onnx'), encodeModel(model));
-  const { inputs, outputs } = readTestData(dataFolder);
   const names = graphNames(model);
   const lines = [
     ...inputs.map((tensor, i) => writeTensor(folder, 'input', i, tensor, names.inputs, 0)),

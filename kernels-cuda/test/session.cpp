@@ -1,6 +1,9 @@
 // Runs models with the custom-op library through ONNX Runtime's C API and compares their outputs.
 //
-//   session ONNXRUNTIME LIBRARY cpu|cuda FOLDER...
+//   session ONNXRUNTIME LIBRARY cpu|cuda|optimize FOLDER...
+//
+// "optimize" runs on the CPU and also writes the graph that ONNX Runtime made of the model, fused but for no device in
+// particular, to FOLDER/optimized.onnx, and what it tells of the outputs' shapes to FOLDER/shapes.txt.
 //
 // Each folder holds model.onnx and tensors.txt, a line a tensor: "input|output NAME TYPE TOLERANCE FILE RANK SIZES...",
 // TYPE a number of ONNX's TensorProto, FILE its raw little-endian data. An output may differ from its file by TOLERANCE,
@@ -117,12 +120,40 @@ double compare(const Tensor &expected, const OrtValue *value) {
   return largest;
 }
 
-double run_model(OrtEnv *env, const std::string &folder, const char *library, bool cuda) {
+// Writes what the session tells of its outputs' shapes, a line an output: dimensions as numbers or names, "?" for neither.
+void write_shapes(const OrtSession *session, const std::string &file) {
+  size_t outputs;
+  check(api->SessionGetOutputCount(session, &outputs));
+  std::ofstream list(file);
+  for (size_t n = 0; n < outputs; ++n) {
+    OrtTypeInfo *type;
+    const OrtTensorTypeAndShapeInfo *info;
+    size_t rank;
+    check(api->SessionGetOutputTypeInfo(session, n, &type));
+    check(api->CastTypeInfoToTensorInfo(type, &info));
+    check(api->GetDimensionsCount(info, &rank));
+    std::vector<int64_t> sizes(rank);
+    std::vector<const char *> names(rank, "");
+    check(api->GetDimensions(info, sizes.data(), rank));
+    check(api->GetSymbolicDimensions(info, names.data(), rank));
+    for (size_t d = 0; d < rank; ++d) {
+      list << (d ? " " : "") << (*names[d] ? names[d] : sizes[d] < 0 ? "?" : std::to_string(sizes[d]));
+    }
+    list << "\n";
+    api->ReleaseTypeInfo(type);
+  }
+}
+
+double run_model(OrtEnv *env, const std::string &folder, const char *library, const std::string &mode) {
   auto tensors = read_tensors(folder);
   OrtSessionOptions *options;
   check(api->CreateSessionOptions(&options));
   check(api->RegisterCustomOpsLibrary_V2(options, library));
-  if (cuda) {
+  if (mode == "optimize") {
+    check(api->SetSessionGraphOptimizationLevel(options, ORT_ENABLE_EXTENDED));
+    check(api->SetOptimizedModelFilePath(options, (folder + "/optimized.onnx").c_str()));
+  }
+  if (mode == "cuda") {
     OrtCUDAProviderOptionsV2 *provider;
     check(api->CreateCUDAProviderOptions(&provider));
     check(api->SessionOptionsAppendExecutionProvider_CUDA_V2(options, provider));
@@ -130,6 +161,7 @@ double run_model(OrtEnv *env, const std::string &folder, const char *library, bo
   }
   OrtSession *session;
   check(api->CreateSession(env, (folder + "/model.onnx").c_str(), options, &session));
+  if (mode == "optimize") write_shapes(session, folder + "/shapes.txt");
   OrtMemoryInfo *memory;
   check(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
   std::vector<const char *> input_names, output_names;
@@ -165,7 +197,7 @@ double run_model(OrtEnv *env, const std::string &folder, const char *library, bo
 
 int main(int count, char **arguments) {
   if (count < 4) {
-    std::fprintf(stderr, "usage: session ONNXRUNTIME LIBRARY cpu|cuda FOLDER...\n");
+    std::fprintf(stderr, "usage: session ONNXRUNTIME LIBRARY cpu|cuda|optimize FOLDER...\n");
     return 2;
   }
   void *runtime = dlopen(arguments[1], RTLD_NOW | RTLD_GLOBAL);
@@ -180,7 +212,7 @@ int main(int count, char **arguments) {
     check(api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "session", &env));
     for (int n = 4; n < count; ++n) {
       try {
-        const double largest = run_model(env, arguments[n], arguments[2], std::strcmp(arguments[3], "cuda") == 0);
+        const double largest = run_model(env, arguments[n], arguments[2], arguments[3]);
         std::printf("ok %s %.3g\n", arguments[n], largest);
       } catch (const Failure &failure) {
         std::printf("failed %s %s\n", arguments[n], failure.why.c_str());
