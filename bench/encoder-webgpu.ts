@@ -53,21 +53,25 @@ const lengths = flags.tokens ? flags.tokens.split(',').map(Number) : defaults;
 const DEADLINE_MS = isHardware ? 60_000 : 600_000;
 /** Time that a pass of runs takes, about. */
 const PASS_MS = isHardware ? 1000 : 100;
+/** Time until V8 has optimised what runs. */
+const WARM_MS = isHardware ? 16_000 : 0;
 /** Time after which `auto` has measured what there is to choose from, and lost what makes it choose. */
 const SETTLE_MS = isHardware ? 12_000 : 100;
 
 const say = (text: string) => process.stderr.isTTY && process.stderr.write(`${text}\n`);
 
-/** The model as an exporter writes it, and with ONNX Runtime's fused operator. */
-const decomposed = encodeModel(buildTransformer({ style: 'dynamo', ...shape, type }));
-const fused = (() => {
-  const model = decodeModel(decomposed);
+/** With ONNX Runtime's fused operator in place of what an exporter writes. */
+function fuse(exported: Uint8Array): Uint8Array {
+  const model = decodeModel(exported);
   const { lowered = [] } = rewriteModel(model, { target: 'ort' });
   const operators = new Set(lowered.map(({ operator }) => operator));
   if (operators.size !== 1 || !operators.has('MultiHeadAttention'))
     throw new Error(`the peer's attention is ${[...operators].join(', ')}`);
   return encodeModel(model);
-})();
+}
+
+const decomposed = encodeModel(buildTransformer({ style: 'dynamo', ...shape, type }));
+const fused = fuse(decomposed);
 
 const FORMS = {
   kernels: { model: decomposed, flash: 'on' },
@@ -78,8 +82,17 @@ const FORMS = {
 } as const;
 type Form = keyof typeof FORMS;
 
-function open(form: Form, tokens: number): Promise<Session> {
-  const { model, flash } = FORMS[form];
+/** What outputs are compared with: the untouched model in float32, its weights not rounded. */
+const REFERENCE = 'float32';
+
+function open(form: Form | typeof REFERENCE, tokens: number): Promise<Session> {
+  const { model, flash } =
+    form === REFERENCE
+      ? {
+          model: encodeModel(buildTransformer({ style: 'dynamo', ...shape, type: 'float32' })),
+          flash: 'off' as const,
+        }
+      : FORMS[form];
   return InferenceSession.create(model, {
     flash,
     ...(form === 'auto, length known' ? { freeDimensionOverrides: { batch: 1, sequence: tokens } } : {}),
@@ -98,7 +111,7 @@ function withDeadline<T>(result: Promise<T>): Promise<T> {
 }
 
 /** Hidden states on the session's device, the same for every form. */
-async function hiddenStates(tokens: number) {
+async function hiddenStates(tokens: number, type: Type) {
   const device = (await env.webgpu.device) as GPUDevice;
   let state = 1;
   const random = () => {
@@ -121,9 +134,9 @@ interface Measured {
 }
 
 /** Median wall-clock time of a run, and its output. */
-async function measure(form: Form, tokens: number, timed = true): Promise<Measured> {
+async function measure(form: Form | typeof REFERENCE, tokens: number, timed = true): Promise<Measured> {
   const session = await open(form, tokens);
-  const { device, buffer, tensor } = await hiddenStates(tokens);
+  const { device, buffer, tensor } = await hiddenStates(tokens, form === REFERENCE ? 'float32' : type);
   try {
     const run = async () => {
       const { last_hidden_state } = await session.run({ hidden_states: tensor });
@@ -144,10 +157,23 @@ async function measure(form: Form, tokens: number, timed = true): Promise<Measur
     const start = performance.now();
     while (form === 'auto' && performance.now() - start < SETTLE_MS) await pass(10);
     await pass(1);
-    const runs = Math.max(2, Math.min(50, Math.ceil(PASS_MS / (await pass(1)))));
+    const runs = Math.max(1, Math.min(50, Math.ceil(PASS_MS / (await pass(1)))));
     const times = [await pass(runs), await pass(runs), await pass(runs)].sort((a, b) => a - b);
     return { milliseconds: times[1]!, output, text: session.explain().text };
   } finally {
+    buffer.destroy();
+    await session.release();
+  }
+}
+
+/** V8 optimises onnxruntime-web's WebAssembly as it runs: without this, whatever is measured first is slower. */
+async function warmUp(): Promise<void> {
+  const [start, each] = [performance.now(), WARM_MS / 2];
+  for (const [i, form] of (['kernels', 'MultiHeadAttention'] as const).entries()) {
+    const session = await open(form, 64);
+    const { buffer, tensor } = await hiddenStates(64, type);
+    while (performance.now() - start < (i + 1) * each)
+      (await session.run({ hidden_states: tensor })).last_hidden_state!.dispose();
     buffer.destroy();
     await session.release();
   }
@@ -161,8 +187,8 @@ interface Row {
   readonly times: Readonly<Record<'kernels' | 'auto' | 'known', number | undefined>>;
   /** What `auto` chose, and why. */
   readonly chosen: string | undefined;
-  /** Largest difference between ours and the untouched model's outputs, relative to the largest of these. */
-  readonly difference: number | undefined;
+  /** Largest difference of outputs from float32's, relative to the largest of these. */
+  readonly errors: Readonly<Partial<Record<Form, number>>>;
 }
 
 async function compare(tokens: number): Promise<Row> {
@@ -181,8 +207,14 @@ async function compare(tokens: number): Promise<Row> {
   const best = Math.min(...theirs.filter((time) => typeof time === 'number'));
   const over = (time: number | string | undefined) =>
     typeof time === 'number' && Number.isFinite(best) ? best / time : undefined;
-  const [mine, untouched, auto] = [results.get('kernels')!, results.get('decomposed')!, results.get('auto')!];
-  const hasBoth = typeof mine !== 'string' && typeof untouched !== 'string';
+  const auto = results.get('auto')!;
+  const reference = await withDeadline(measure(REFERENCE, tokens, false)).catch(() => undefined);
+  const errors: Partial<Record<Form, number>> = {};
+  for (const form of ['kernels', 'MultiHeadAttention', 'decomposed'] as const) {
+    const result = results.get(form)!;
+    if (reference !== undefined && typeof result !== 'string')
+      errors[form] = relativeDifference(result.output, reference.output);
+  }
   return {
     tokens,
     milliseconds: milliseconds as Record<Form, number | string>,
@@ -192,7 +224,7 @@ async function compare(tokens: number): Promise<Row> {
       known: over(milliseconds['auto, length known']),
     },
     chosen: typeof auto === 'string' ? undefined : auto.text,
-    difference: hasBoth ? relativeDifference(mine.output, untouched.output) : undefined,
+    errors,
   };
 }
 
@@ -258,7 +290,7 @@ function save(): void {
 const print = (text: string) => !flags.json && process.stdout.write(`${text}\n`);
 const line = (cells: readonly string[]) => print(cells.map((cell) => cell.padStart(20)).join(''));
 
-function printRow({ tokens, milliseconds, times, chosen, difference }: Row): void {
+function printRow({ tokens, milliseconds, times, chosen, errors }: Row): void {
   const text = (value: number | string) => (typeof value === 'number' ? `${value.toFixed(2)} ms` : 'fails');
   line([
     `${tokens}`,
@@ -266,8 +298,9 @@ function printRow({ tokens, milliseconds, times, chosen, difference }: Row): voi
     times.kernels?.toFixed(2) ?? '',
     times.auto?.toFixed(2) ?? '',
     times.known?.toFixed(2) ?? '',
-    difference?.toExponential(1) ?? '',
   ]);
+  const found = Object.entries(errors).map(([form, error]) => `${form} ${error.toExponential(1)}`);
+  print(`  difference from float32: ${found.join(', ')}`);
   if (chosen) print(`  auto: ${chosen}`);
   for (const [form, why] of Object.entries(milliseconds)) if (typeof why === 'string') print(`  ${form}: ${why}`);
 }
@@ -279,7 +312,8 @@ function printLimit({ tokens, error, ours }: Limit): void {
 }
 
 print(`${shape.layers} layers, ${shape.width} wide, ${shape.heads} heads, ${type}, ${info.description}`);
-line(['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'known, times', 'difference']);
+line(['tokens', ...Object.keys(FORMS), 'times', 'auto, times', 'known, times']);
+await warmUp();
 for (const tokens of flags['only-limit'] ? [] : lengths) {
   const row = await compare(tokens);
   rows.push(row);

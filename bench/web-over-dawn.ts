@@ -6,9 +6,6 @@ export async function loadWebOverDawn(isHardware: boolean): Promise<typeof impor
     process.env.VK_ICD_FILENAMES ??= '/usr/lib/chromium/vk_swiftshader_icd.json';
     // V8 would spend a minute on optimising onnxruntime-web, which gains nothing here.
     setFlagsFromString('--liftoff-only');
-  } else {
-    // Optimised at once: V8 would do it over the first minute of runs, so that what is measured first would be slower.
-    setFlagsFromString('--no-liftoff');
   }
   const { installNodeWebGpu } = await import('../kernels-wgsl/web-node.js');
   await installNodeWebGpu();

@@ -5,7 +5,7 @@ import { hasWebGpu, loadWeb } from '../../test/web-runtime.js';
 const test = hasWebGpu ? anyTest.serial : anyTest.skip;
 const _ort = hasWebGpu ? await loadWeb() : (undefined as never);
 
-test('every form is measured with a model like the one to be run', async (t) => {
+test('every form that gives what the kernels give is measured with a model like the one to be run', async (t) => {
   t.timeout(900_000);
   const { Engine } = await import('./engine.js');
   const { measureCosts } = await import('./open-auto.js');
@@ -19,7 +19,9 @@ test('every form is measured with a model like the one to be run', async (t) => 
     const start = performance.now();
     const costs = await measureCosts(engine, kind, {});
     t.log(`${Math.round(performance.now() - start)} ms: ${JSON.stringify(costs)}`);
-    t.deepEqual(Object.keys(costs), ['kernels', 'fused', 'decomposed']);
+    // With subgroups of 4 threads, SwiftShader's, onnxruntime-web 1.30's fused operators are wrong from 32 tokens on.
+    const { isSoftware } = engine.flash.facts;
+    t.deepEqual(Object.keys(costs), isSoftware ? ['kernels', 'decomposed'] : ['kernels', 'fused', 'decomposed']);
     for (const { leastMilliseconds, operationsPerMillisecond } of Object.values(costs))
       t.true(leastMilliseconds > 0 && operationsPerMillisecond > 0);
   }
