@@ -3,7 +3,7 @@
  * them in captured graphs, and by ONNX Runtime alone, decomposed and as its MultiHeadAttention; same process, same
  * bindings, the hidden states on the GPU throughout.
  *
- *     npx tsx bench/encoder-cuda.ts [--tokens 128,512,…] [--seconds 3] [--layers 12] [--device cuda|cpu] [--out FILE]
+ *     npx tsx bench/encoder-cuda.ts [--tokens 128,512,…] [--seconds 3] [--layers 12] [--device cuda|cpu] [--ways 'ours;decomposed'] [--out FILE]
  *
  * Takes under four minutes on an H100, and writes what it has after every measurement, to
  * `bench/results/encoder-cuda.json` on CUDA. `bundle.mjs` packs it for a machine without this package's dependencies. `--device cpu` with few tokens tries the benchmark itself. Times are wall
@@ -26,6 +26,8 @@ const { values: flags } = parseArgs({
     layers: { type: 'string', default: String(ENCODER_12_LAYERS.layers) },
     device: { type: 'string', default: 'cuda' },
     out: { type: 'string' },
+    /** Only these ways, with semicolons in between. */
+    ways: { type: 'string' },
     json: { type: 'boolean' },
   },
 });
@@ -163,7 +165,9 @@ function printTable(): void {
 
 const ALL: readonly Way[] = ['ours', 'ours, captured', 'decomposed', 'MultiHeadAttention'];
 // A captured graph is CUDA's.
-const WAYS = ALL.filter((way) => way !== 'ours, captured' || flags.device === 'cuda');
+const WAYS = ALL.filter(
+  (way) => (way !== 'ours, captured' || flags.device === 'cuda') && (flags.ways?.split(';').includes(way) ?? true),
+);
 for (const way of WAYS) await measureWay(way);
 if (flags.json) console.log(JSON.stringify(report()));
 else printTable();
