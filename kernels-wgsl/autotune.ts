@@ -33,13 +33,12 @@ export function tuningCandidates(
   allowsHalfPrecision = false,
 ): PlanOptions[] {
   if (isDecode(problem)) {
-    if (facts.isSoftware) return [{}, { splits: 4 }, { splits: 4, decodeCombines: true }];
+    if (facts.isSoftware) return [{}, { splits: 4 }];
     const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
     const measured = threads
       .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)
       .flatMap((decodeThreads) => [16, 32, 64, 128].map((splits) => ({ splits, decodeThreads })));
-    const choices = [{}, ...measured];
-    return [...choices, ...choices.map((choice) => ({ ...choice, decodeCombines: true }))];
+    return [{}, ...measured];
   }
   const matrices =
     problem.type === 'float16' || allowsHalfPrecision

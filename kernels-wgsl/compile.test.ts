@@ -54,7 +54,6 @@ for (const type of ['float32', 'float16'] as const) {
       ['rows in registers', 100, { isCausal: true, maskedValue: -1e4 }, { kernel: 'prefill-rows', splits: 2 }],
       ['matrices in two stages', 100, {}, { ...MATRICES, matrixTiles: { ...MATRICES.matrixTiles, stages: 2 } }],
       ['decoding', 1, { leftWindow: 100 }, {}],
-      ['decoding in one dispatch', 1, {}, { decodeCombines: true }],
     ] as const) {
       if (name === 'matrices' && dimension > 64) continue;
       if (name === 'matrices in two stages' && dimension > 20) continue;

@@ -87,8 +87,6 @@ export interface CoverOptions {
   readonly headUnit: number;
   /** Splits of the keys, whose partial results go to scratch memory; 1 for none. */
   readonly splits: number;
-  /** The kernel itself combines its splits, through exchange memory. */
-  readonly combines: boolean;
 }
 
 /** Where the partial results of splits lie in scratch memory. */
@@ -104,15 +102,6 @@ export function splitScratch(problem: AttentionProblem, facts: AdapterFacts, spl
   const outputs = { start: 0, end: rows * problem.valueDimension * 4 };
   const start = Math.ceil(outputs.end / facts.bindingAlignment) * facts.bindingAlignment;
   return { outputs, rows: { start, end: start + rows * 8 }, bytes: start + rows * 8 };
-}
-
-/**
- * Bytes of the memory through which the workgroups of one dispatch exchange their splits' results: as scratch memory, and
- * a counter for each row at most.
- */
-export function exchangeBytes(problem: AttentionProblem, splits: number): number {
-  const rows = problem.batch * problem.queryHeads * problem.queries;
-  return 4 * rows * (splits * (problem.valueDimension + 2) + 1);
 }
 
 /** One dispatch's share of the problem, and the bindings that show it. */
@@ -144,9 +133,9 @@ export function coverProblem(
   tensors: PlannedTensors,
   options: CoverOptions,
 ): Part[] {
-  const { queryUnit, headUnit, splits, combines } = options;
+  const { queryUnit, headUnit, splits } = options;
   const cover = (coverage: Coverage): Part[] => {
-    const part = bind(problem, facts, tensors, coverage, splits, combines);
+    const part = bind(problem, facts, tensors, coverage, splits);
     const tooMany =
       Math.max(coverage.batches, coverage.heads, Math.ceil(coverage.queries / queryUnit) * splits) >
       facts.workgroupsPerDimension;
@@ -199,7 +188,6 @@ function bind(
   tensors: PlannedTensors,
   coverage: Coverage,
   splits: number,
-  combines: boolean,
 ): Part | undefined {
   const element = problem.type === 'float16' ? 2 : 4;
   const group = problem.queryHeads / problem.keyHeads;
@@ -243,12 +231,11 @@ function bind(
       mask === undefined ? { start: 0, end: 0 } : { start: mask.start / mask.bytes, end: mask.end / mask.bytes },
       mask?.bytes ?? 1,
     ),
-    Y: splits > 1 && !combines ? 0 : add(7, 'Y', strided(problem.output, batch, head, query), element, true),
+    Y: splits > 1 ? 0 : add(7, 'Y', strided(problem.output, batch, head, query), element, true),
   };
   add(5, problem.hasLengths ? 'nonpad_kv_seqlen' : undefined, { start: 0, end: problem.batch }, 8);
   add(6, problem.hasSink ? 'sink' : undefined, { start: 0, end: problem.queryHeads }, element);
-  if (combines) add(8, 'exchange', { start: 0, end: exchangeBytes(problem, splits) }, 1, true);
-  else if (splits > 1) {
+  if (splits > 1) {
     const scratch = splitScratch(problem, facts, splits);
     add(7, 'scratch', scratch.outputs, 1, true);
     add(8, 'scratch', scratch.rows, 1, true);

@@ -12,7 +12,7 @@ export interface TensorBuffer {
 }
 
 /** What the caller binds; the rest this object keeps. */
-type CallerTensor = Exclude<PlanTensor, 'scratch' | 'exchange'>;
+type CallerTensor = Exclude<PlanTensor, 'scratch'>;
 
 /** Buffers of one call, by tensor; those that the problem has must be there. */
 export type AttentionBuffers = Readonly<Partial<Record<CallerTensor, TensorBuffer>>>;
@@ -85,7 +85,7 @@ export class FlashAttention {
   /** Bound in place of tensors that a problem does not have: one for reading, one for writing. */
   readonly #absent: { readonly read: GPUBuffer; readonly write: GPUBuffer };
   readonly #tuning: Record<string, PlanOptions>;
-  readonly #kept: { scratch?: TensorBuffer; exchange?: TensorBuffer } = {};
+  #scratch: GPUBuffer | undefined;
 
   private constructor(device: GPUDevice, options: FlashAttentionOptions) {
     this.device = device;
@@ -187,9 +187,8 @@ export class FlashAttention {
 
   /** The caller's options, with what was measured for this kind of problem where the caller leaves the choice open. */
   #tuned(problem: AttentionProblem, options: PlanOptions): PlanOptions {
-    const { kernel, splits, prefillTiles, matrixTiles, rowTiles, decodeThreads, decodeCombines } = options;
-    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? rowTiles ?? decodeThreads ?? decodeCombines) !== undefined)
-      return options;
+    const { kernel, splits, prefillTiles, matrixTiles, rowTiles, decodeThreads } = options;
+    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? rowTiles ?? decodeThreads) !== undefined) return options;
     return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }
 
@@ -210,8 +209,7 @@ export class FlashAttention {
   destroy(): void {
     this.#absent.read.destroy();
     this.#absent.write.destroy();
-    this.#kept.scratch?.buffer.destroy();
-    this.#kept.exchange?.buffer.destroy();
+    this.#scratch?.destroy();
     for (const { uniforms } of this.#prepared.values()) uniforms?.destroy();
     this.#prepared.clear();
   }
@@ -280,7 +278,7 @@ export class FlashAttention {
       plan,
       steps,
       this.#uploadUniforms(steps),
-      [...tensors].filter((t) => t !== undefined && t !== 'scratch' && t !== 'exchange') as CallerTensor[],
+      [...tensors].filter((t) => t !== undefined && t !== 'scratch') as CallerTensor[],
     );
     this.#prepared.set(key, prepared);
     if (this.#prepared.size > REMEMBERED_PROBLEMS) {
@@ -320,8 +318,7 @@ export class FlashAttention {
 
   #bind(prepared: Prepared, buffers: AttentionBuffers): BoundBuffers {
     for (const tensor of prepared.tensors) this.#check(tensor, buffers[tensor], prepared.plan);
-    const scratch = this.#grown('scratch', prepared.plan.scratchBytes);
-    const exchange = this.#grown('exchange', prepared.plan.exchangeBytes);
+    const scratch = this.#grownScratch(prepared.plan.scratchBytes);
     const groups = prepared.steps.map(({ dispatch, uniformOffset }) =>
       this.device.createBindGroup({
         label: dispatch.label,
@@ -338,8 +335,7 @@ export class FlashAttention {
           ...dispatch.bindings.map(({ index, tensor, offset, size, writable }) => {
             if (tensor === undefined)
               return { binding: index, resource: { buffer: writable ? this.#absent.write : this.#absent.read } };
-            const { buffer, offset: base = 0 } =
-              tensor === 'scratch' ? scratch! : tensor === 'exchange' ? exchange! : buffers[tensor]!;
+            const { buffer, offset: base = 0 } = tensor === 'scratch' ? { buffer: scratch! } : buffers[tensor]!;
             return { binding: index, resource: { buffer, offset: base + offset, size } };
           }),
         ],
@@ -369,16 +365,14 @@ export class FlashAttention {
   }
 
   /** One buffer for all calls: they follow each other on the queue. It grows, and what was bound keeps the old one. */
-  #grown(use: 'scratch' | 'exchange', bytes: number): TensorBuffer | undefined {
-    if (bytes > 0 && (this.#kept[use]?.buffer.size ?? 0) < bytes)
-      this.#kept[use] = {
-        buffer: this.device.createBuffer({
-          label: `FlashAttention ${use}`,
-          size: bytes,
-          usage: GPUBufferUsage.STORAGE,
-        }),
-      };
-    return this.#kept[use];
+  #grownScratch(bytes: number): GPUBuffer | undefined {
+    if (bytes > (this.#scratch?.size ?? 0))
+      this.#scratch = this.device.createBuffer({
+        label: 'FlashAttention scratch',
+        size: bytes,
+        usage: GPUBufferUsage.STORAGE,
+      });
+    return this.#scratch;
   }
 
   #report(caught: Promise<GPUError | null>): void {

@@ -72,7 +72,6 @@ export function planDecode(
     headUnit: problem.queryHeads / problem.keyHeads,
     keyUnit: span,
     splits,
-    combines: options.decodeCombines === true && !tensors.writesLse,
     grid: (coverage, actualSplits) => [
       actualSplits,
       (coverage.heads / (problem.queryHeads / problem.keyHeads)) * rowBlocks,

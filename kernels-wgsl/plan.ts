@@ -2,14 +2,7 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { FlashAttentionInput, FlashAttentionOutput } from '../graph-rewrite/op/definition.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
-import {
-  bindCombine,
-  coverProblem,
-  exchangeBytes,
-  type PlannedTensors,
-  resolveTensors,
-  splitScratch,
-} from './coverage.js';
+import { bindCombine, coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
 import { featureParameters } from './features.js';
 import { planAppend, resolveCache } from './plan-append.js';
 import { isDecode, maxSplits, planDecode } from './plan-decode.js';
@@ -21,11 +14,8 @@ import { knownParameters, type ShaderParameters } from './specialize.js';
 import type { PrefillTiles } from './tiles.js';
 import { type Coverage, problemUniform } from './uniforms.js';
 
-/**
- * A tensor of the call, the scratch memory that its dispatches share, or the exchange memory of the workgroups of one
- * dispatch, which is zeros between calls.
- */
-export type PlanTensor = FlashAttentionInput | FlashAttentionOutput | 'lse' | 'scratch' | 'exchange';
+/** A tensor of the call, or the scratch memory that its dispatches share. */
+export type PlanTensor = FlashAttentionInput | FlashAttentionOutput | 'lse' | 'scratch';
 
 /** What one binding of a dispatch shows. */
 export interface PlanBinding {
@@ -57,7 +47,6 @@ export interface AttentionPlan {
   readonly kernel: KernelName;
   readonly dispatches: readonly PlanDispatch[];
   readonly scratchBytes: number;
-  readonly exchangeBytes: number;
   /** Bytes that the caller's buffer of each tensor must have. */
   readonly tensorBytes: Readonly<Partial<Record<PlanTensor, number>>>;
 }
@@ -73,8 +62,6 @@ export interface KernelChoice {
   readonly keyUnit: number;
   /** Splits wished for. */
   readonly splits: number;
-  /** The kernel can combine its splits itself, and is to. */
-  readonly combines?: boolean;
   readonly grid: (coverage: Coverage, splits: number) => readonly [number, number, number];
 }
 
@@ -104,11 +91,6 @@ export interface PlanOptions {
   readonly splits?: number;
   /** Threads of the decode kernel's workgroups. */
   readonly decodeThreads?: number;
-  /**
-   * Let the decode kernel combine its splits itself, in one dispatch: the last workgroup of each row block does. Needs a
-   * call without log-sum-exp; otherwise there are two dispatches.
-   */
-  readonly decodeCombines?: boolean;
   /** Shader parameters that replace the planner's own; for experiments. */
   readonly parameters?: ShaderParameters;
   /** Use these tiles for the subgroup-matrix kernel. */
@@ -140,10 +122,9 @@ export function planAttention(
   const append = planAppend(problem, facts, tensors, cache);
   const choice = chooseKernel(problem, facts, tensors, options);
   if (problem.batch * problem.queries * problem.valueDimension === 0)
-    return { kernel: choice.kernel, dispatches: append, scratchBytes: 0, exchangeBytes: 0, tensorBytes: tensors.bytes };
+    return { kernel: choice.kernel, dispatches: append, scratchBytes: 0, tensorBytes: tensors.bytes };
   const splitKeys = Math.ceil(problem.keys / choice.splits / choice.keyUnit) * choice.keyUnit;
   const splits = Math.max(1, Math.ceil(problem.keys / splitKeys));
-  const combines = splits > 1 && choice.combines === true && exchangeBytes(problem, splits) <= facts.bindingSize;
   return {
     kernel: choice.kernel,
     dispatches: [
@@ -152,13 +133,12 @@ export function planAttention(
         problem,
         facts,
         tensors,
-        { ...choice, combines, parameters: { ...choice.parameters, ...options.parameters } },
+        { ...choice, parameters: { ...choice.parameters, ...options.parameters } },
         splits,
         splitKeys,
       ),
     ],
-    scratchBytes: splits > 1 && !combines ? splitScratch(problem, facts, splits).bytes : 0,
-    exchangeBytes: combines ? exchangeBytes(problem, splits) : 0,
+    scratchBytes: splits > 1 ? splitScratch(problem, facts, splits).bytes : 0,
     tensorBytes: tensors.bytes,
   };
 }
@@ -192,14 +172,14 @@ function planKernel(
   splits: number,
   splitKeys: number,
 ): PlanDispatch[] {
-  const { kernel, enables, grid, combines = false } = choice;
+  const { kernel, enables, grid } = choice;
   const isSplit = splits > 1;
   const parameters = {
     ...choice.parameters,
     IS_SPLIT: isSplit,
-    ...(combines ? { COMBINES: true, LseItem: 'atomic<u32>' } : isSplit ? { OutputElement: 'f32' } : {}),
+    ...(isSplit ? { OutputElement: 'f32' } : {}),
   };
-  const parts = coverProblem(problem, facts, tensors, { ...choice, splits, combines });
+  const parts = coverProblem(problem, facts, tensors, { ...choice, splits });
   return parts.flatMap(({ coverage, bindings, starts }, i): PlanDispatch[] => {
     const number = parts.length > 1 ? ` ${i + 1}/${parts.length}` : '';
     const layout = { splitKeys, key: tensors.key, value: tensors.value };
@@ -212,7 +192,7 @@ function planKernel(
       bindings,
       workgroups: grid(coverage, splits),
     };
-    if (!isSplit || combines) return [attention];
+    if (!isSplit) return [attention];
     const combine = bindCombine(problem, facts, tensors, coverage, splits);
     return [
       attention,
