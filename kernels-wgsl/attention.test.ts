@@ -1,7 +1,15 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { referenceAttention } from '../graph-rewrite/op/reference.js';
-import { FlashAttention, type PlanOptions, type PrefillTiles, type PreparedAttention, type RowTiles } from './index.js';
+import {
+  type CombineTiles,
+  type DecodeTiles,
+  FlashAttention,
+  type PlanOptions,
+  type PrefillTiles,
+  type PreparedAttention,
+  type RowTiles,
+} from './index.js';
 import { openDevice } from './testing/device.js';
 import { type CallSpec, callSpecs, makeCall, relativeError } from './testing/problems.js';
 import { runAttention } from './testing/run.js';
@@ -79,6 +87,37 @@ const SMALL_ROWS: readonly RowTiles[] = [
   rowTiles(1, 4, { stages: 2 }),
 ].filter(({ lanes }) => lanes === 1 || flash.facts.subgroupMinSize >= 4);
 
+/** Decoding without barriers: as many scores as lanes, fewer and more, down to one row, one lane and one key. */
+const decodeTiles = (threads: number, rows: number, lanes: number, keys: number): DecodeTiles => ({
+  threads,
+  rows,
+  lanes,
+  keys,
+});
+const SMALL_DECODES: readonly DecodeTiles[] = [
+  decodeTiles(16, 4, 4, 1),
+  decodeTiles(8, 4, 4, 4),
+  decodeTiles(16, 2, 4, 4),
+  decodeTiles(8, 2, 4, 1),
+  decodeTiles(16, 1, 4, 2),
+  decodeTiles(8, 1, 4, 8),
+  decodeTiles(8, 2, 2, 4),
+  decodeTiles(8, 1, 2, 1),
+  decodeTiles(4, 1, 1, 2),
+  decodeTiles(64, 4, 16, 4),
+  decodeTiles(64, 8, 16, 1),
+  decodeTiles(64, 8, 32, 4),
+  decodeTiles(64, 1, 8, 4),
+  decodeTiles(64, 2, 32, 8),
+].filter(({ lanes }) => lanes <= flash.facts.subgroupMinSize);
+
+/** Combining splits: several workgroups to a row and one, more splits than are in flight. */
+const SMALL_COMBINES: readonly CombineTiles[] = [
+  { threads: 8, quads: 1, batch: 2 },
+  { threads: 4, quads: 2, batch: 1 },
+  { threads: 2, quads: 2, batch: 3 },
+];
+
 /** How a call is planned: tiles of the prefill kernel, or the decode kernel; in one go or over several splits. */
 const plans = fc.oneof(
   fc.record({ prefillTiles: fc.constantFrom(...SMALL_TILES), splits: fc.constantFrom(1, 1, 3) }),
@@ -88,11 +127,18 @@ const plans = fc.oneof(
   }),
 );
 
+const lanePlans = fc.record({
+  decodeTiles: fc.constantFrom(...SMALL_DECODES),
+  splits: fc.constantFrom(1, 2, 3, 9),
+  combineTiles: fc.constantFrom(...SMALL_COMBINES),
+});
+
 const rowPlans = fc.record({ rowTiles: fc.constantFrom(...SMALL_ROWS), splits: fc.constantFrom(1, 1, 3) });
 
 for (const [kernels, choices] of [
   ['tiles and decoding', plans],
   ['rows in registers', rowPlans],
+  ['decoding without barriers', lanePlans],
 ] as const) {
   test.serial(`random calls of every kind agree with the reference: ${kernels}`, async (t) => {
     await fc.assert(

@@ -2,7 +2,9 @@ import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
 import type { FlashAttention } from './flash-attention.js';
 import type { PlanOptions } from './plan.js';
+import { combineCandidates } from './plan-combine.js';
 import { isDecode } from './plan-decode.js';
+import { decodeCandidates } from './plan-decode-lanes.js';
 import { matrixCandidates } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
 import { type RowTiles, rowCandidates } from './plan-rows.js';
@@ -34,11 +36,7 @@ export function tuningCandidates(
 ): PlanOptions[] {
   if (isDecode(problem)) {
     if (facts.isSoftware) return [{}, { splits: 4 }];
-    const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
-    const measured = threads
-      .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)
-      .flatMap((decodeThreads) => [16, 32, 64, 128].map((splits) => ({ splits, decodeThreads })));
-    return [{}, ...measured];
+    return decodeChoices(problem, facts);
   }
   const matrices =
     problem.type === 'float16' || allowsHalfPrecision
@@ -60,6 +58,17 @@ export function tuningCandidates(
     ...(facts.isSoftware ? [] : rowChoices(problem, rowCandidates(head, facts))),
     ...[...known, ...untried].map((prefillTiles) => ({ prefillTiles })),
   ];
+}
+
+/** Both decode kernels, with few splits and many; and for the best of them other ways to combine. */
+function decodeChoices(problem: AttentionProblem, facts: AdapterFacts): PlanOptions[] {
+  const tiles = decodeCandidates(problem, facts);
+  const withLanes = tiles.flatMap((decodeTiles) => [16, 32, 64].map((splits) => ({ decodeTiles, splits })));
+  const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
+  const withBarriers = threads
+    .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)
+    .flatMap((decodeThreads) => [16, 32, 64].map((splits) => ({ kernel: 'decode' as const, splits, decodeThreads })));
+  return [{}, ...withLanes, ...withBarriers, ...combineCandidates(problem).map((combineTiles) => ({ combineTiles }))];
 }
 
 /** Workgroups of 128 threads that a large GPU has room for. */

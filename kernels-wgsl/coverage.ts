@@ -136,9 +136,12 @@ export function coverProblem(
   const { queryUnit, headUnit, splits } = options;
   const cover = (coverage: Coverage): Part[] => {
     const part = bind(problem, facts, tensors, coverage, splits);
-    const tooMany =
-      Math.max(coverage.batches, coverage.heads, Math.ceil(coverage.queries / queryUnit) * splits) >
-      facts.workgroupsPerDimension;
+    // The combining kernel has a workgroup for each query, and up to 16 for the columns of each head.
+    const grid =
+      splits > 1
+        ? [coverage.batches, 16 * coverage.heads, coverage.queries, Math.ceil(coverage.queries / queryUnit) * splits]
+        : [coverage.batches, coverage.heads, Math.ceil(coverage.queries / queryUnit)];
+    const tooMany = Math.max(...grid) > facts.workgroupsPerDimension;
     if (part !== undefined && !tooMany) return [part];
     return halves(coverage, queryUnit, headUnit, problem).flatMap(cover);
   };

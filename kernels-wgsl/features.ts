@@ -46,5 +46,6 @@ export function readingParameters(problem: AttentionProblem, tensors: PlannedTen
     KeyItem: item(tensors.key),
     ValueItem: item(tensors.value),
     OutputElement: String(features.Element),
+    OutputItem: String(features.Element),
   };
 }

@@ -187,8 +187,9 @@ export class FlashAttention {
 
   /** The caller's options, with what was measured for this kind of problem where the caller leaves the choice open. */
   #tuned(problem: AttentionProblem, options: PlanOptions): PlanOptions {
-    const { kernel, splits, prefillTiles, matrixTiles, rowTiles, decodeThreads } = options;
-    if ((kernel ?? splits ?? prefillTiles ?? matrixTiles ?? rowTiles ?? decodeThreads) !== undefined) return options;
+    const { kernel, splits, prefillTiles, matrixTiles, rowTiles, decodeTiles, decodeThreads, combineTiles } = options;
+    const tiles = prefillTiles ?? matrixTiles ?? rowTiles ?? decodeTiles ?? combineTiles;
+    if ((kernel ?? splits ?? decodeThreads ?? tiles) !== undefined) return options;
     return { ...this.#tuning[tuningKey(problem, this.facts, options.allowsHalfPrecision)], ...options };
   }
 

@@ -16,6 +16,8 @@ export {
   type PlanTensor,
   planAttention,
 } from './plan.js';
+export type { CombineTiles } from './plan-combine.js';
+export type { DecodeTiles } from './plan-decode-lanes.js';
 export type { MatrixTiles } from './plan-matrix.js';
 export type { RowTiles } from './plan-rows.js';
 export type { PrefillTiles } from './tiles.js';

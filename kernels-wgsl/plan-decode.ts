@@ -12,12 +12,22 @@ const DECODE_ROWS = 16;
 const WORKGROUPS = 256;
 /** As many cores have something to do, where the GPU is a CPU. */
 const SOFTWARE_WORKGROUPS = 4;
-/** Splits that the combining kernel takes at most; MAX_SPLITS in shaders/combine.wesl. */
-export const maxSplits = (facts: AdapterFacts) => (facts.isSoftware ? 16 : 512);
 
 /** Whether the problem has few queries for its keys. */
 export function isDecode(problem: AttentionProblem): boolean {
   return (problem.queryHeads / problem.keyHeads) * problem.queries <= DECODE_ROWS;
+}
+
+/** Splits of the keys, into multiples of `keyUnit`, with which the adapter has enough workgroups. */
+export function decodeSplits(
+  problem: AttentionProblem,
+  facts: AdapterFacts,
+  rowBlocks: number,
+  keyUnit: number,
+): number {
+  const workgroups = facts.isSoftware ? SOFTWARE_WORKGROUPS : WORKGROUPS;
+  const busy = Math.ceil(workgroups / (problem.batch * problem.keyHeads * rowBlocks));
+  return Math.min(busy, Math.ceil(problem.keys / keyUnit));
 }
 
 /** Bytes of workgroup memory that the decode kernel takes. */
@@ -33,7 +43,7 @@ function threadsOf(facts: AdapterFacts, head: HeadShape, keyLanes: number, rows:
   return options.decodeThreads ?? (rows > 4 ? 128 : 256);
 }
 
-/** Few queries, many keys: the keys are split over workgroups, and the splits combined. */
+/** Few queries, many keys: the keys are split over workgroups, and the splits combined. On any adapter. */
 export function planDecode(
   problem: AttentionProblem,
   facts: AdapterFacts,
@@ -53,9 +63,6 @@ export function planDecode(
     else rowsOfWorkgroup /= 2;
   }
   const rowBlocks = Math.ceil(rows / rowsOfWorkgroup);
-  const workgroups = facts.isSoftware ? SOFTWARE_WORKGROUPS : WORKGROUPS;
-  const busy = Math.ceil(workgroups / (problem.batch * problem.keyHeads * rowBlocks));
-  const splits = Math.min(maxSplits(facts), Math.ceil(problem.keys / span), options.splits ?? busy);
   return {
     kernel: keyLanes > 1 ? 'decode-subgroups' : 'decode',
     parameters: {
@@ -71,7 +78,7 @@ export function planDecode(
     queryUnit: problem.queries,
     headUnit: problem.queryHeads / problem.keyHeads,
     keyUnit: span,
-    splits,
+    splits: options.splits ?? decodeSplits(problem, facts, rowBlocks, span),
     grid: (coverage, actualSplits) => [
       actualSplits,
       (coverage.heads / (problem.queryHeads / problem.keyHeads)) * rowBlocks,

@@ -5,6 +5,7 @@ import { type AttentionProblem, resolveProblem } from '../graph-rewrite/op/probl
 import { type AdapterFacts, DEFAULT_ADAPTER } from './adapter.js';
 import { constantsOf, foldBranches } from './fold.js';
 import { type AttentionPlan, planAttention } from './plan.js';
+import { decodeCandidates } from './plan-decode-lanes.js';
 import { headShape } from './plan-prefill.js';
 import { rowCandidates, rowMemory } from './plan-rows.js';
 import { SHADERS } from './shaders/linked.js';
@@ -49,7 +50,7 @@ test('the kernel follows from problem and adapter', (t) => {
     'prefill-matrix',
   ]);
   const token = [1, 32, 8, 1, 8192, 128] as const;
-  t.deepEqual(kernels(planAttention(problem('float16', token), LARGE)), ['decode-subgroups', 'combine']);
+  t.deepEqual(kernels(planAttention(problem('float16', token), LARGE)), ['decode-lanes', 'combine']);
   t.deepEqual(kernels(planAttention(problem('float32', token), DEFAULT_ADAPTER)), ['decode', 'combine']);
   t.deepEqual(kernels(planAttention(problem('float32', [1, 2, 2, 1, 20, 8]), DEFAULT_ADAPTER)), ['decode']);
 });
@@ -93,6 +94,38 @@ test('rows in registers lie over lanes that the adapter’s subgroups have', (t)
   t.throws(() => planAttention(problem('float32', [1, 1, 1, 64, 64, 128]), DEFAULT_ADAPTER, { rowTiles }), {
     code: 'unsupported',
     message: /subgroups of 32/,
+  });
+});
+
+test('decoding without barriers has tiles that the adapter’s subgroups and memory hold', (t) => {
+  for (const d of [1, 20, 64, 96, 128, 256]) {
+    for (const [heads, queries] of [
+      [2, 1],
+      [8, 1],
+      [14, 1],
+      [16, 1],
+      [8, 3],
+    ] as const) {
+      for (const facts of [DEFAULT_ADAPTER, LARGE, { ...LARGE, subgroupMinSize: 8 }]) {
+        const p = problem('float16', [1, heads, 2, queries, 5000, d]);
+        const all = decodeCandidates(p, facts);
+        for (const decodeTiles of all) {
+          const { kernel, parameters, enables, workgroups } = planAttention(p, LARGE, { decodeTiles }).dispatches[0]!;
+          t.is(kernel, 'decode-lanes');
+          t.is(workgroups[1], 2 * Math.ceil(((heads / 2) * queries) / decodeTiles.rows));
+          t.true(decodeTiles.lanes <= facts.subgroupMinSize);
+          // Nothing indexes an array of registers by a variable.
+          const source = specialize(kernel, parameters, enables);
+          t.notRegex(source, /(?:products|query|result|fetched\w*)\)?\[[^\]]*(?<!\d)[a-z]/);
+        }
+        t.true(all.length > 0 || facts.subgroupMinSize < 32 || d > 128, `${d}, ${heads}, ${queries}`);
+      }
+    }
+  }
+  const decodeTiles = { threads: 64, rows: 4, lanes: 16, keys: 4 };
+  t.throws(() => planAttention(problem('float32', [1, 4, 1, 1, 64, 128]), DEFAULT_ADAPTER, { decodeTiles }), {
+    code: 'unsupported',
+    message: /subgroups of 16/,
   });
 });
 
@@ -168,7 +201,7 @@ test('bindings lie in their tensors and dispatches within the limits, whatever t
 });
 
 test('the uniform has the fields of the shaders’ struct, in their order', (t) => {
-  for (const kernel of ['prefill', 'prefill-rows', 'decode', 'combine', 'prefill-matrix'] as const) {
+  for (const kernel of ['prefill', 'prefill-rows', 'decode', 'decode-lanes', 'combine', 'prefill-matrix'] as const) {
     const struct = /struct Problem \{([^}]*)\}/.exec(SHADERS[kernel])![1]!;
     t.deepEqual(
       [...struct.matchAll(/(\w+):/g)].map((m) => m[1]),

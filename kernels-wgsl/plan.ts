@@ -2,10 +2,11 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { FlashAttentionInput, FlashAttentionOutput } from '../graph-rewrite/op/definition.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
-import { bindCombine, coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
-import { featureParameters } from './features.js';
+import { coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
 import { planAppend, resolveCache } from './plan-append.js';
-import { isDecode, maxSplits, planDecode } from './plan-decode.js';
+import { type CombineTiles, planCombine } from './plan-combine.js';
+import { isDecode, planDecode } from './plan-decode.js';
+import { type DecodeTiles, planDecodeLanes } from './plan-decode-lanes.js';
 import { type MatrixTiles, planMatrix } from './plan-matrix.js';
 import { planPrefill } from './plan-prefill.js';
 import { planRows, type RowTiles } from './plan-rows.js';
@@ -89,7 +90,11 @@ export interface PlanOptions {
   readonly pastCapacity?: CacheCapacities;
   /** Split the keys into so many parts at most. */
   readonly splits?: number;
-  /** Threads of the decode kernel's workgroups. */
+  /** Use the decode kernel without barriers, with these tiles. */
+  readonly decodeTiles?: DecodeTiles;
+  /** Use these tiles for the kernel that combines splits. */
+  readonly combineTiles?: CombineTiles;
+  /** Threads of the workgroups of the decode kernel with barriers. */
   readonly decodeThreads?: number;
   /** Shader parameters that replace the planner's own; for experiments. */
   readonly parameters?: ShaderParameters;
@@ -136,6 +141,7 @@ export function planAttention(
         { ...choice, parameters: { ...choice.parameters, ...options.parameters } },
         splits,
         splitKeys,
+        options,
       ),
     ],
     scratchBytes: splits > 1 ? splitScratch(problem, facts, splits).bytes : 0,
@@ -149,10 +155,14 @@ function chooseKernel(
   tensors: PlannedTensors,
   options: PlanOptions,
 ): KernelChoice {
-  const { prefillTiles, matrixTiles, rowTiles } = options;
+  const { prefillTiles, matrixTiles, rowTiles, decodeTiles } = options;
   const hasTiles = (prefillTiles ?? matrixTiles ?? rowTiles) !== undefined;
-  const wanted = options.kernel ?? (isDecode(problem) && !hasTiles ? 'decode' : 'prefill');
-  if (wanted === 'decode') return planDecode(problem, facts, tensors, options);
+  const isFew = decodeTiles !== undefined || (isDecode(problem) && !hasTiles);
+  const wanted = options.kernel ?? (isFew ? 'decode-lanes' : 'prefill');
+  if (wanted === 'decode-lanes' || wanted === 'decode') {
+    const lanes = options.kernel === 'decode' ? undefined : planDecodeLanes(problem, facts, tensors, options);
+    return lanes ?? planDecode(problem, facts, tensors, options);
+  }
   const takesMatrices = problem.type === 'float16' || options.allowsHalfPrecision === true;
   const isOpen = options.kernel === undefined || options.kernel === 'prefill-matrix';
   if (isOpen && takesMatrices && (prefillTiles ?? rowTiles) === undefined) {
@@ -171,13 +181,14 @@ function planKernel(
   choice: KernelChoice,
   splits: number,
   splitKeys: number,
+  options: PlanOptions,
 ): PlanDispatch[] {
   const { kernel, enables, grid } = choice;
   const isSplit = splits > 1;
   const parameters = {
     ...choice.parameters,
     IS_SPLIT: isSplit,
-    ...(isSplit ? { OutputElement: 'f32' } : {}),
+    ...(isSplit ? partialParameters(problem) : {}),
   };
   const parts = coverProblem(problem, facts, tensors, { ...choice, splits });
   return parts.flatMap(({ coverage, bindings, starts }, i): PlanDispatch[] => {
@@ -193,24 +204,15 @@ function planKernel(
       workgroups: grid(coverage, splits),
     };
     if (!isSplit) return [attention];
-    const combine = bindCombine(problem, facts, tensors, coverage, splits);
-    return [
-      attention,
-      {
-        kernel: 'combine',
-        label: `FlashAttention combine${number}`,
-        parameters: knownParameters('combine', {
-          ...featureParameters(problem, tensors.writesLse),
-          MAX_SPLITS: maxSplits(facts),
-          COLUMNS: problem.valueDimension > 64 ? 128 : problem.valueDimension > 32 ? 64 : 32,
-        }),
-        enables: problem.type === 'float16' ? ['f16'] : [],
-        uniform: problemUniform(problem, coverage, { ...layout, starts: combine.starts }),
-        bindings: combine.bindings,
-        workgroups: [coverage.queries, coverage.heads, coverage.batches],
-      },
-    ];
+    const combine = planCombine(problem, facts, tensors, coverage, splits, layout, options);
+    return [attention, { ...combine, label: `FlashAttention combine${number}` }];
   });
+}
+
+/** How the attention kernels write partial outputs: float32, vectors of four by the kernels that can. */
+function partialParameters(problem: AttentionProblem): ShaderParameters {
+  const isVector = problem.valueDimension % 4 === 0;
+  return { OutputElement: 'f32', OutputItem: isVector ? 'vec4<f32>' : 'f32', OUTPUT_IS_VECTOR: isVector };
 }
 
 function checkType(problem: AttentionProblem, facts: AdapterFacts): void {

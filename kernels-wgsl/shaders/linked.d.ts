@@ -4,6 +4,7 @@ export type KernelName =
   | 'prefill'
   | 'decode'
   | 'decode-subgroups'
+  | 'decode-lanes'
   | 'combine'
   | 'append'
   | 'prefill-matrix'
