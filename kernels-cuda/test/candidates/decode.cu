@@ -12,6 +12,16 @@ struct Wide : DecodeDefaults {
   static constexpr SplitRule kSplits{1, 128, 0x7fffffff, false};
 };
 
+// A cluster whose blocks have a multiprocessor each, with twice the bytes under way: by more warps, or more stages.
+struct WideCluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {
+  static constexpr int kWarps = 8;
+  static constexpr SplitRule kSplits{1, 128, 16, true};
+};
+struct DeepCluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {
+  static constexpr int kStages = 6;
+  static constexpr SplitRule kSplits{1, 64, 16, true};
+};
+
 template <typename Tiles>
 Candidate decode(const char *name) {
   using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, Tiles>;
@@ -28,6 +38,8 @@ Candidate decode(const char *name) {
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
   all.push_back(decode<Wide>("8 warps"));
+  all.push_back(decode<WideCluster>("cluster, 8 warps"));
+  all.push_back(decode<DeepCluster>("cluster, 6 stages"));
 }
 
 }  // namespace ortflash
