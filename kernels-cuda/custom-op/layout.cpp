@@ -100,28 +100,21 @@ std::optional<int64_t> known_size(const LayoutDimension &dimension, const Layout
   return !dimension.sliced && axes == 1 ? std::nullopt : known[factor.axis];
 }
 
-// Sizes of one dimension's factors: known ones as given, at most one other from what remains of the extent.
-std::vector<int64_t> factor_sizes(const LayoutDimension &dimension, int64_t extent, const KnownSizes &known,
-                                  const std::vector<int64_t> &shape) {
-  int open = -1, open_count = 0;
-  std::vector<int64_t> sizes;
+// Size of the one factor of a dimension that is not known, from what remains of the extent; 1 where all are.
+int64_t remaining_size(const LayoutDimension &dimension, int64_t extent, const KnownSizes &known,
+                       const std::vector<int64_t> &shape) {
+  int open_count = 0;
   int64_t product = 1;
-  for (size_t f = 0; f < dimension.factors.size(); ++f) {
-    const auto size = known_size(dimension, dimension.factors[f], known);
-    if (size) {
-      product *= *size;
-    } else {
-      open = static_cast<int>(f);
-      ++open_count;
-    }
-    sizes.push_back(size.value_or(1));
+  for (const auto &factor : dimension.factors) {
+    const auto size = known_size(dimension, factor, known);
+    open_count += !size;
+    product *= size.value_or(1);
   }
-  const std::string why = "a dimension does not split into its axes";
-  if (open_count > 1 || (open_count == 1 && (dimension.sliced || product == 0 || extent % product != 0)))
-    misfit(shape, why);
-  if (open_count == 0 && !dimension.sliced && product != extent) misfit(shape, why);
-  if (open_count == 1) sizes[open] = extent / product;
-  return sizes;
+  const bool splits = dimension.sliced  ? open_count == 0
+                      : open_count == 0 ? product == extent
+                                        : open_count == 1 && product != 0 && extent % product == 0;
+  if (!splits) misfit(shape, "a dimension does not split into its axes");
+  return open_count == 0 ? 1 : extent / product;
 }
 
 }  // namespace
@@ -139,17 +132,18 @@ StridedTensor resolve_layout(const Layout &layout, const std::vector<int64_t> &s
       if (dimension.width != extent) misfit(shape, "a dimension of " + std::to_string(dimension.width) + " expected");
       tensor.offset += dimension.start * dimension_stride;
     }
-    const auto sizes = factor_sizes(dimension, extent, known, shape);
+    const int64_t remaining = remaining_size(dimension, extent, known, shape);
     int64_t stride = dimension_stride;
-    for (size_t f = sizes.size(); f-- > 0;) {
+    for (size_t f = dimension.factors.size(); f-- > 0;) {
       const LayoutFactor &factor = dimension.factors[f];
+      const int64_t size = known_size(dimension, factor, known).value_or(remaining);
       if (factor.axis >= 0) {
-        tensor.size[factor.axis] = sizes[f];
+        tensor.size[factor.axis] = size;
         tensor.stride[factor.axis] = stride;
       } else {
         tensor.offset += factor.part * stride;
       }
-      stride *= sizes[f];
+      stride *= size;
     }
     const int64_t covered = dimension_stride == 0 ? 0 : stride / dimension_stride;
     if (dimension.sliced && dimension.start + covered > dimension.width)

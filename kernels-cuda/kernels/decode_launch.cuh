@@ -35,8 +35,7 @@ bool can_launch_cluster() {
     config.attrs = &attribute;
     config.numAttrs = 1;
     int clusters = 0;
-    if (allow_shared_memory(function, Kernel::kSharedBytes) == cudaSuccess &&
-        cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+    if (allow_launch(function, Kernel::kSharedBytes, true) == cudaSuccess &&
         cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess)
       return clusters > 0;
     cudaGetLastError();  // the answer is no; it is not an error of the call

@@ -68,12 +68,9 @@ struct LaunchOptions {
   bool early = false;  // start while the kernel before it in the stream ends, for which it waits itself
 };
 
-// Lets a kernel use this much dynamic shared memory.
-inline cudaError_t allow_shared_memory(const void *function, int shared_bytes) {
-  return shared_bytes <= 48 * 1024
-             ? cudaSuccess
-             : cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-}
+// Lets a kernel use this much dynamic shared memory on the current device and, with `wide_cluster`, more than eight blocks a
+// cluster. Asks the driver once for each; never takes back what another thread's launch needs.
+cudaError_t allow_launch(const void *function, int shared_bytes, bool wide_cluster = false);
 
 // Starts a kernel.
 template <typename... Formal, typename... Actual>
@@ -81,7 +78,7 @@ cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int sh
                   const Actual &...arguments) {
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const auto *function = reinterpret_cast<const void *>(kernel);
-  const cudaError_t error = allow_shared_memory(function, shared_bytes);
+  const cudaError_t error = allow_launch(function, shared_bytes);
   if (error != cudaSuccess) return error;
   const void *pointers[] = {&arguments...};
   return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads),
@@ -93,10 +90,8 @@ template <typename... Formal, typename... Actual>
 cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), dim3 grid, int threads, int shared_bytes,
                        cudaStream_t stream, const Actual &...arguments) {
   const auto *function = reinterpret_cast<const void *>(kernel);
-  cudaError_t error = allow_shared_memory(function, shared_bytes);
   // More than eight blocks a cluster are not for every device: whoever asks for them has to know its own.
-  if (error == cudaSuccess && options.cluster > 8)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  const cudaError_t error = allow_launch(function, shared_bytes, options.cluster > 8);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
