@@ -38,10 +38,7 @@ export function tuningCandidates(
     if (facts.isSoftware) return [{}, { splits: 4 }];
     return decodeChoices(problem, facts);
   }
-  const matrices =
-    problem.type === 'float16' || allowsHalfPrecision
-      ? [...matrixCandidates(problem, facts), ...matrixCandidates(problem, facts, 2)]
-      : [];
+  const matrices = problem.type === 'float16' || allowsHalfPrecision ? matrixCandidates(problem, facts) : [];
   if (matrices.length > 0) return matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision }));
   const head = headShape(problem);
   const untried = facts.isSoftware ? [] : untriedTiles(head, facts);

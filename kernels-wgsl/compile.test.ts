@@ -52,13 +52,11 @@ for (const type of ['float32', 'float16'] as const) {
       ['portable', 100, { softcap: 3 }, { kernel: 'prefill', splits: 2 }],
       ['portable variants', 100, {}, { prefillTiles: VARIANT }],
       ['rows in registers', 100, { isCausal: true, maskedValue: -1e4 }, { kernel: 'prefill-rows', splits: 2 }],
-      ['matrices in two stages', 100, {}, { ...MATRICES, matrixTiles: { ...MATRICES.matrixTiles, stages: 2 } }],
       ['decoding', 1, { leftWindow: 100 }, {}],
       ['decoding with barriers', 1, {}, { kernel: 'decode' }],
       ['decoding over 16 lanes', 1, {}, { decodeTiles: { threads: 32, rows: 4, lanes: 16, keys: 4 } }],
     ] as const) {
       if (name === 'matrices' && dimension > 64) continue;
-      if (name === 'matrices in two stages' && dimension > 20) continue;
       test.serial(`${type} at ${dimension}, ${name}: the shaders are valid`, async (t) => {
         const tensor = (heads: number, tokens: number) => ({ type, shape: [1, heads, tokens, dimension] });
         const problem = resolveProblem(

@@ -11,8 +11,6 @@ export interface MatrixTiles {
   /** Queries of one subgroup. */
   readonly rows: number;
   readonly keyTile: number;
-  /** Tiles of keys and values in workgroup memory, 1 (the default) or 2: twice the memory for fewer barriers. */
-  readonly stages?: number;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -43,19 +41,18 @@ function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
 export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixShape, tiles: MatrixTiles): number {
   const { depth, value } = padded(problem, shape);
   const queries = tiles.subgroups * tiles.rows;
-  const staged = 2 * (tiles.stages ?? 1) * tiles.keyTile * (depth + 8 + value + 8);
+  const staged = 2 * tiles.keyTile * (depth + 8 + value + 8);
   return staged + queries * (4 * (tiles.keyTile + 8) + 2 * (tiles.keyTile + 8)) + 64;
 }
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
-export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts, stages = 1): MatrixTiles[] {
+export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
   const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
   if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
   const { depth, value } = padded(problem, shape);
   const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
-  const staged = stages === 1 ? ordered : ordered.map((tiles) => ({ ...tiles, stages }));
-  return staged.filter((tiles) => {
+  return ordered.filter((tiles) => {
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const lanes = lanesOf(tiles, size);
     const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
@@ -115,7 +112,6 @@ export function planMatrix(
       ROWS: tiles.rows,
       LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
-      STAGES: tiles.stages ?? 1,
       ...shape,
       DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
       VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
