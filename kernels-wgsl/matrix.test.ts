@@ -28,6 +28,7 @@ const tiles: fc.Arbitrary<MatrixTiles> = fc.record({
   subgroups: fc.constantFrom(1, 2, 3, 5),
   rows: fc.constantFrom(4, 8),
   keyTile: fc.constantFrom(8, 16),
+  longestFirst: fc.boolean(),
 });
 
 const plans: fc.Arbitrary<PlanOptions> = fc.record({

@@ -11,6 +11,8 @@ export interface MatrixTiles {
   /** Queries of one subgroup. */
   readonly rows: number;
   readonly keyTile: number;
+  /** Begin with the query tiles that see most keys, in all heads; by default where they see unlike numbers of keys. */
+  readonly longestFirst?: boolean;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -103,6 +105,7 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
+  const { longestFirst = isUneven(problem) } = tiles;
   return {
     kernel: 'prefill-matrix',
     parameters: {
@@ -112,6 +115,7 @@ export function planMatrix(
       ROWS: tiles.rows,
       LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
+      LONGEST_FIRST: longestFirst,
       ...shape,
       DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
       VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
@@ -123,6 +127,14 @@ export function planMatrix(
     headUnit: 1,
     keyUnit: tiles.keyTile,
     splits: options.splits ?? 1,
-    grid: (coverage, splits) => [Math.ceil(coverage.queries / queryTile) * splits, coverage.heads, coverage.batches],
+    grid: ({ queries, heads, batches }, splits) => {
+      const queryTiles = Math.ceil(queries / queryTile) * splits;
+      return longestFirst ? [heads, batches, queryTiles] : [queryTiles, heads, batches];
+    },
   };
+}
+
+/** Whether later queries see more keys than earlier ones. */
+function isUneven({ isCausal, rightWindow, leftWindow }: AttentionProblem): boolean {
+  return (isCausal || rightWindow >= 0) && leftWindow < 0;
 }
