@@ -32,6 +32,12 @@ const MATRICES = {
   matrixTiles: { subgroups: 4, rows: 16, keyTile: 16 },
 };
 
+/** Everything that is no default, at its one end and at its other. */
+const MATRIX_FORMS = [
+  { longestFirst: true, queryLoad: 'memory' },
+  { longestFirst: false, queryLoad: 'rounds' },
+] as const;
+
 /** Everything that is no default. */
 const VARIANT = {
   queryTile: 32,
@@ -49,6 +55,15 @@ for (const type of ['float32', 'float16'] as const) {
   for (const dimension of [20, 64, 128, 256]) {
     for (const [name, queries, attributes, options] of [
       ['matrices', 100, { isCausal: true, maskedValue: -1e4 }, MATRICES],
+      ...MATRIX_FORMS.map(
+        (form, i) =>
+          [
+            `matrices in form ${i}`,
+            100,
+            {},
+            { ...MATRICES, matrixTiles: { ...MATRICES.matrixTiles, ...form } },
+          ] as const,
+      ),
       ['portable', 100, { softcap: 3 }, { kernel: 'prefill', splits: 2 }],
       ['portable variants', 100, {}, { prefillTiles: VARIANT }],
       ['rows in registers', 100, { isCausal: true, maskedValue: -1e4 }, { kernel: 'prefill-rows', splits: 2 }],
@@ -56,7 +71,7 @@ for (const type of ['float32', 'float16'] as const) {
       ['decoding with barriers', 1, {}, { kernel: 'decode' }],
       ['decoding over 16 lanes', 1, {}, { decodeTiles: { threads: 32, rows: 4, lanes: 16, keys: 4 } }],
     ] as const) {
-      if (name === 'matrices' && dimension > 64) continue;
+      if (name.startsWith('matrices') && dimension > 64) continue;
       test.serial(`${type} at ${dimension}, ${name}: the shaders are valid`, async (t) => {
         const tensor = (heads: number, tokens: number) => ({ type, shape: [1, heads, tokens, dimension] });
         const problem = resolveProblem(

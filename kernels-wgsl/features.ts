@@ -25,11 +25,11 @@ export function featureParameters(problem: AttentionProblem, writesLse: boolean)
   };
 }
 
-/** Whether four consecutive elements of the head dimension can be read at once, everywhere in the tensor. */
-export function isVector(tensor: StridedTensor): boolean {
+/** Whether so many consecutive elements of the head dimension can be read at once, everywhere in the tensor. */
+export function isVector(tensor: StridedTensor, elements = 4): boolean {
   const { stride, size, offset } = tensor;
   const rest = [size.B > 1 ? stride.B : 0, size.H > 1 ? stride.H : 0, size.S > 1 ? stride.S : 0, size.D, offset];
-  return stride.D === 1 && rest.every((n) => n % 4 === 0);
+  return stride.D === 1 && rest.every((n) => n % elements === 0);
 }
 
 /** The features, and how the kernels that read queries, keys and values read them. */

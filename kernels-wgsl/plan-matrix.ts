@@ -1,7 +1,7 @@
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts, SubgroupMatrixShape } from './adapter.js';
 import type { PlannedTensors } from './coverage.js';
-import { readingParameters } from './features.js';
+import { isVector, readingParameters } from './features.js';
 import type { KernelChoice, PlanOptions } from './plan.js';
 import { SUBGROUP_MATRIX } from './specialize.js';
 
@@ -13,6 +13,8 @@ export interface MatrixTiles {
   readonly keyTile: number;
   /** Begin with the query tiles that see most keys, in all heads; by default where they see unlike numbers of keys. */
   readonly longestFirst?: boolean;
+  /** How queries become matrices, as QUERY_LOAD in shaders/matrices.wesl; `memory` where it can be, else `registers`. */
+  readonly queryLoad?: 'rounds' | 'registers' | 'memory';
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -105,7 +107,8 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const { longestFirst = isUneven(problem) } = tiles;
+  const { longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
+  const queriesFit = problem.type === 'float16' && depth === problem.headDimension && isVector(problem.query, 8);
   return {
     kernel: 'prefill-matrix',
     parameters: {
@@ -116,6 +119,7 @@ export function planMatrix(
       LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
       LONGEST_FIRST: longestFirst,
+      QUERY_LOAD: queryLoad === 'rounds' ? 0 : queryLoad === 'memory' && queriesFit ? 2 : 1,
       ...shape,
       DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
       VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
