@@ -45,7 +45,15 @@ export function readingParameters(problem: AttentionProblem, tensors: PlannedTen
     QueryItem: item(problem.query),
     KeyItem: item(tensors.key),
     ValueItem: item(tensors.value),
-    OutputElement: String(features.Element),
-    OutputItem: String(features.Element),
   };
+}
+
+/**
+ * How the kernels write outputs, to the problem's tensor or, of splits, partial ones, which are float32 and lie close:
+ * vectors of four where memory allows it, by the kernels that can. The others have OutputElement and no OutputItem.
+ */
+export function outputParameters(problem: AttentionProblem, isPartial: boolean): ShaderParameters {
+  const element = problem.type === 'float16' && !isPartial ? 'f16' : 'f32';
+  const inQuads = isPartial ? problem.valueDimension % 4 === 0 : isVector(problem.output);
+  return { OutputElement: element, OUTPUT_IS_VECTOR: inQuads, OutputItem: inQuads ? `vec4<${element}>` : element };
 }

@@ -3,6 +3,7 @@ import type { FlashAttentionInput, FlashAttentionOutput } from '../graph-rewrite
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
 import { coverProblem, type PlannedTensors, resolveTensors, splitScratch } from './coverage.js';
+import { outputParameters } from './features.js';
 import { planAppend, resolveCache } from './plan-append.js';
 import { type CombineTiles, planCombine } from './plan-combine.js';
 import { isDecode, planDecode } from './plan-decode.js';
@@ -186,9 +187,9 @@ function planKernel(
   const { kernel, enables, grid } = choice;
   const isSplit = splits > 1;
   const parameters = {
+    ...outputParameters(problem, isSplit),
     ...choice.parameters,
     IS_SPLIT: isSplit,
-    ...(isSplit ? partialParameters(problem) : {}),
   };
   const parts = coverProblem(problem, facts, tensors, { ...choice, splits });
   return parts.flatMap(({ coverage, bindings, starts }, i): PlanDispatch[] => {
@@ -207,12 +208,6 @@ function planKernel(
     const combine = planCombine(problem, facts, tensors, coverage, splits, layout, options);
     return [attention, { ...combine, label: `FlashAttention combine${number}` }];
   });
-}
-
-/** How the attention kernels write partial outputs: float32, vectors of four by the kernels that can. */
-function partialParameters(problem: AttentionProblem): ShaderParameters {
-  const isVector = problem.valueDimension % 4 === 0;
-  return { OutputElement: 'f32', OutputItem: isVector ? 'vec4<f32>' : 'f32', OUTPUT_IS_VECTOR: isVector };
 }
 
 function checkType(problem: AttentionProblem, facts: AdapterFacts): void {
