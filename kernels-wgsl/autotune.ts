@@ -5,7 +5,7 @@ import type { PlanOptions } from './plan.js';
 import { combineCandidates } from './plan-combine.js';
 import { isDecode } from './plan-decode.js';
 import { decodeCandidates } from './plan-decode-lanes.js';
-import { matrixCandidates } from './plan-matrix.js';
+import { matrixVariants } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
 import { type RowTiles, rowCandidates } from './plan-rows.js';
 import { prefillCandidates, untriedTiles } from './tiles.js';
@@ -38,8 +38,15 @@ export function tuningCandidates(
     if (facts.isSoftware) return [{}, { splits: 4 }];
     return decodeChoices(problem, facts);
   }
-  const matrices = problem.type === 'float16' || allowsHalfPrecision ? matrixCandidates(problem, facts) : [];
-  if (matrices.length > 0) return matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision }));
+  const takesMatrices = problem.type === 'float16' || allowsHalfPrecision;
+  const matrices = takesMatrices ? matrixVariants(problem, facts) : [];
+  if (matrices.length > 0) {
+    const inElements = { OUTPUT_IS_VECTOR: false, OutputItem: problem.type === 'float16' ? 'f16' : 'f32' };
+    return [
+      ...matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision })),
+      { matrixTiles: matrices[0]!, allowsHalfPrecision, parameters: inElements },
+    ];
+  }
   const head = headShape(problem);
   const untried = facts.isSoftware ? [] : untriedTiles(head, facts);
   // Of each shape of tiles, those that stage the most, and the next smaller ones: less memory, more workgroups at a time.

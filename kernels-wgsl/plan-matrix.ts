@@ -71,6 +71,19 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   });
 }
 
+/** Forms of the kernel that are no default, each to be measured beside it. */
+const FORMS: readonly Partial<MatrixTiles>[] = [{ queryLoad: 'memory' }, { queryLoad: 'rounds' }];
+
+/** Tiles worth measuring: the planner's own choice in every form, and all others. */
+export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+  const candidates = matrixCandidates(problem, facts);
+  const best = bestTiles(problem, candidates);
+  if (best === undefined) return [];
+  const order = isUneven(problem) ? [{ longestFirst: false }] : [];
+  const forms = [...order, ...FORMS].map((form) => ({ ...best, ...form }));
+  return [best, ...forms, ...candidates.filter((tiles) => tiles !== best)];
+}
+
 /** Neighbouring threads that share a row of scores: two, or as many as it takes for every thread to have a row. */
 function lanesOf(tiles: MatrixTiles, size: number): number {
   return Math.max(2, size / tiles.rows);
