@@ -67,7 +67,7 @@ export function tuningCandidates(
 /** Both decode kernels, with few splits and many; and for the best of them other ways to combine. */
 function decodeChoices(problem: AttentionProblem, facts: AdapterFacts): PlanOptions[] {
   const tiles = decodeCandidates(problem, facts);
-  const withLanes = tiles.flatMap((decodeTiles) => [16, 32, 64].map((splits) => ({ decodeTiles, splits })));
+  const withLanes = tiles.flatMap((decodeTiles) => [16, 32, 48, 64].map((splits) => ({ decodeTiles, splits })));
   const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
   const withBarriers = threads
     .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)

@@ -48,6 +48,7 @@ export function planCombine(
 ): Omit<PlanDispatch, 'label'> {
   const { bindings, starts } = bindCombine(problem, facts, tensors, coverage, splits);
   const { threads, quads, batch } = options.combineTiles ?? combineTiles(problem, facts);
+  const blocks = Math.ceil(headShape(problem).valueQuads / quads);
   const isVector = problem.valueDimension % 4 === 0;
   return {
     kernel: 'combine',
@@ -55,6 +56,7 @@ export function planCombine(
       ...featureParameters(problem, tensors.writesLse),
       THREADS: threads,
       QUADS: quads,
+      BLOCKS: blocks,
       BATCH: batch,
       PartialItem: isVector ? 'vec4<f32>' : 'f32',
       PARTIAL_IS_VECTOR: isVector,
@@ -62,6 +64,6 @@ export function planCombine(
     enables: problem.type === 'float16' ? ['f16'] : [],
     uniform: problemUniform(problem, coverage, { ...layout, starts }),
     bindings,
-    workgroups: [coverage.queries, coverage.heads * Math.ceil(headShape(problem).valueQuads / quads), coverage.batches],
+    workgroups: [coverage.queries, coverage.heads * blocks, coverage.batches],
   };
 }

@@ -55,8 +55,8 @@ export function decodeCandidates(problem: AttentionProblem, facts: AdapterFacts)
   const keys = Math.max(1, powerOfTwo(HELD_QUADS / Math.ceil(quads / lanes)));
   return [
     { threads: 128, rows, lanes, keys: Math.min(4, keys) },
-    { threads: 256, rows, lanes, keys: Math.min(4, keys) },
     { threads: 128, rows, lanes, keys: Math.min(8, 2 * keys) },
+    { threads: 128, rows, lanes, keys: Math.min(2, keys) },
     { threads: 256, rows, lanes, keys: Math.min(2, keys) },
     { threads: 64, rows, lanes, keys: Math.min(4, keys) },
     { threads: 64, rows, lanes, keys: Math.min(8, 2 * keys) },
@@ -78,7 +78,6 @@ export function planDecodeLanes(
       'unsupported',
       `FlashAttention on WebGPU: decoding over ${tiles.lanes} lanes needs subgroups of ${tiles.lanes}, this adapter has ${facts.subgroupMinSize}`,
     );
-  const keyUnit = (tiles.threads / tiles.lanes) * tiles.keys;
   const rowBlocks = Math.ceil(((problem.queryHeads / problem.keyHeads) * problem.queries) / tiles.rows);
   return {
     kernel: 'decode-lanes',
@@ -86,6 +85,8 @@ export function planDecodeLanes(
       ...readingParameters(problem, tensors),
       THREADS: tiles.threads,
       ROWS: tiles.rows,
+      ROW_BLOCKS: rowBlocks,
+      IS_ONE_QUERY: problem.queries === 1,
       LANES: tiles.lanes,
       KEYS: tiles.keys,
       DEPTH_QUADS: head.depthQuads,
@@ -94,8 +95,8 @@ export function planDecodeLanes(
     enables: [...(problem.type === 'float16' ? ['f16'] : []), 'subgroups'],
     queryUnit: problem.queries,
     headUnit: problem.queryHeads / problem.keyHeads,
-    keyUnit,
-    splits: options.splits ?? decodeSplits(problem, facts, rowBlocks, keyUnit),
+    keyUnit: tiles.keys,
+    splits: options.splits ?? decodeSplits(problem, facts, rowBlocks, (tiles.threads / tiles.lanes) * tiles.keys),
     grid: (coverage, splits) => [
       splits,
       (coverage.heads / (problem.queryHeads / problem.keyHeads)) * rowBlocks,

@@ -14,6 +14,7 @@ export const PROBLEM_FIELDS = [
   'first_head',
   'first_query',
   'covered_queries',
+  'first_key_head',
   'query_batch',
   'query_head',
   'query_position',
@@ -49,6 +50,7 @@ export const PROBLEM_FIELDS = [
   'masked_score',
   'negative_infinity',
   'split_keys',
+  'splits',
 ] as const;
 export type ProblemField = (typeof PROBLEM_FIELDS)[number];
 
@@ -103,6 +105,7 @@ export function problemUniform(problem: AttentionProblem, coverage: Coverage, op
     first_head: coverage.firstHead,
     first_query: coverage.firstQuery,
     covered_queries: coverage.queries,
+    first_key_head: Math.floor(coverage.firstHead / (problem.queryHeads / problem.keyHeads)),
     query_batch: problem.query.stride.B,
     query_head: problem.query.stride.H,
     query_position: problem.query.stride.S,
@@ -138,6 +141,7 @@ export function problemUniform(problem: AttentionProblem, coverage: Coverage, op
     masked_score: Math.max(problem.maskedValue * unit, LOWEST_SCORE),
     negative_infinity: Number.NEGATIVE_INFINITY,
     split_keys: options.splitKeys,
+    splits: Math.ceil(problem.keys / options.splitKeys),
   };
   const words = new Uint32Array(Math.ceil(PROBLEM_FIELDS.length / 4) * 4);
   const floats = new Float32Array(words.buffer);
