@@ -2,7 +2,9 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import anyTest, { type TestFn } from 'ava';
-import { decodeHalf } from '../graph-rewrite/op/half.js';
+import { encodeModel } from '../graph-rewrite/onnx/codec.js';
+import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
+import { buildTransformer } from '../models/builder.js';
 import { allModels, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
 import { createTensor, type FlashMode, InferenceSession, Tensor } from './index.js';
 import { addonPath, cudaProviderPath, customOpLibraryPath } from './node-paths.js';
@@ -133,6 +135,37 @@ test('runs at once, on sessions of their own and on one', async (t) => {
     }),
   );
   await Promise.all(sessions.map((session) => session.release()));
+});
+
+test('causal attention in runs at once on one session gives what each gives alone', async (t) => {
+  t.timeout(3 * 60_000);
+  const width = 512;
+  const options = { style: 'dynamo', layers: 6, width, heads: 8, type: 'float16', causal: true } as const;
+  const session = await InferenceSession.create(encodeModel(buildTransformer(options)), cuda);
+  const run = async (tokens: number) => {
+    // Numbers from −1 to 1.
+    const data = encodeHalf(
+      Float64Array.from({ length: tokens * width }, (_, i) => Math.sin(i + tokens)),
+      'float16',
+    );
+    const { last_hidden_state: y } = await session.run({
+      hidden_states: createTensor('float16', data, [1, tokens, width]),
+    });
+    return Float64Array.from(numbersOf('float16', y!.data));
+  };
+  const lengths = Array.from({ length: 32 }, (_, i) => 200 + 50 * (i % 16));
+  const alone = new Map<number, Float64Array>();
+  for (const tokens of new Set(lengths)) alone.set(tokens, await run(tokens));
+  const together = await Promise.all(lengths.map(run));
+  together.forEach((numbers, i) => {
+    const expected = alone.get(lengths[i]!)!;
+    const off = numbers.reduce(
+      (most, x, n) => Math.max(most, Math.abs(x - expected[n]!) / (1 + Math.abs(expected[n]!))),
+      0,
+    );
+    t.true(off <= 0.02, `run ${i} is ${off} off`);
+  });
+  await session.release();
 });
 
 test('a GPU that is not there is refused, and the next provider is taken', async (t) => {

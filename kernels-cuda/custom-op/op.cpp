@@ -155,6 +155,7 @@ class Kernel {
       throw std::invalid_argument("FlashAttention: a softmax in double precision is not supported on CUDA");
     if (const char *wrong = ortflash_device_check()) throw std::runtime_error(std::string("FlashAttention: ") + wrong);
     check(api.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
+    check(api.AllocatorGetInfo(allocator_, &memory_));
   }
   Kernel(const Kernel &) = delete;
   Kernel &operator=(const Kernel &) = delete;
@@ -229,9 +230,18 @@ class Kernel {
     return data;
   }
 
-  // Enqueues on the session's stream. The workspace goes back to the arena at once: what is given it next runs later on
-  // that stream.
-  void run(OrtKernelContext *context, const OrtFlashAttention &call) const {
+  // Memory for the kernels, null where they need none. The arena knows which stream it is used on: freed at once, it is given
+  // to that stream alone until the kernels are done. Runs at the same time have a stream each.
+  void *allocate(const OrtKernelContext *context, size_t bytes) const {
+    void *memory = nullptr;
+    if (bytes == 0) return memory;
+    if (kProvider) check(api_.KernelContext_GetScratchBuffer(context, memory_, bytes, &memory));
+    else check(api_.AllocatorAlloc(allocator_, bytes, &memory));
+    return memory;
+  }
+
+  // Enqueues on the run's stream.
+  void run(const OrtKernelContext *context, const OrtFlashAttention &call) const {
     const auto fail_with = [](const char *wrong) {
       if (wrong) throw std::runtime_error(std::string("FlashAttention: ") + wrong);
     };
@@ -239,8 +249,7 @@ class Kernel {
     fail_with(ortflash_attention_workspace(&call, &bytes));
     void *stream = nullptr;
     if (kProvider) check(api_.KernelContext_GetGPUComputeStream(context, &stream));
-    void *workspace = nullptr;
-    if (bytes > 0) check(api_.AllocatorAlloc(allocator_, bytes, &workspace));
+    void *workspace = allocate(context, bytes);
     const char *wrong = ortflash_attention_run(&call, workspace, stream);
     if (workspace) check(api_.AllocatorFree(allocator_, workspace));
     fail_with(wrong);
@@ -250,6 +259,7 @@ class Kernel {
   const int32_t element_;
   const Attributes attributes_;
   OrtAllocator *allocator_ = nullptr;
+  const OrtMemoryInfo *memory_ = nullptr;  // of the allocator
 };
 
 // What a model tells of a tensor's shape. One that it does not tell at all looks like that of a scalar.
