@@ -1,11 +1,16 @@
 /** Constants of a WGSL text: their values, and the branches that they decide. */
 
-/** Values of the module's u32 and bool constants, by name; a bool is 0 or 1. */
+/** Values of the module's u32 and bool constants, by name, in whatever order they stand; a bool is 0 or 1. */
 export function constantsOf(source: string): Map<string, number> {
   const constants = new Map<string, number>();
-  for (const [, name, expression] of source.matchAll(/^const (\w+)(?:: \w+)? = ([^;]+);$/gm)) {
-    const value = evaluate(expression!, constants);
-    if (value !== undefined) constants.set(name!, value);
+  let open = [...source.matchAll(/^const (\w+)(?:: \w+)? = ([^;]+);$/gm)];
+  for (let known = -1; known < constants.size; ) {
+    known = constants.size;
+    open = open.filter(([, name, expression]) => {
+      const value = evaluate(expression!, constants);
+      if (value !== undefined) constants.set(name!, value);
+      return value === undefined;
+    });
   }
   return constants;
 }

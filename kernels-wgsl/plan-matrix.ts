@@ -15,6 +15,13 @@ export interface MatrixTiles {
   readonly longestFirst?: boolean;
   /** How queries become matrices, as QUERY_LOAD in shaders/matrices.wesl; `memory` where it can be, else `registers`. */
   readonly queryLoad?: 'rounds' | 'registers' | 'memory';
+  /** Keys whose scores are in workgroup memory at a time; all of a tile by default. */
+  readonly scoreTile?: number;
+  /** As the constants of these names in shaders/matrices.wesl. */
+  readonly overlapsStaging?: boolean;
+  readonly ownRanges?: boolean;
+  readonly skipsUnseen?: boolean;
+  readonly onlyRanges?: boolean;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -46,7 +53,7 @@ export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixSha
   const { depth, value } = padded(problem, shape);
   const queries = tiles.subgroups * tiles.rows;
   const staged = 2 * tiles.keyTile * (depth + 8 + value + 8);
-  return staged + queries * (4 * (tiles.keyTile + 8) + 2 * (tiles.keyTile + 8)) + 64;
+  return staged + queries * (4 + 2) * ((tiles.scoreTile ?? tiles.keyTile) + 8) + 64;
 }
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
@@ -60,7 +67,8 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
     const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const lanes = lanesOf(tiles, size);
     const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
-    const blocks = tiles.keyTile % (4 * lanes) === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
+    const { scoreTile = tiles.keyTile } = tiles;
+    const blocks = [4 * lanes, shape.N, shape.K].every((part) => scoreTile % part === 0);
     return (
       shares &&
       blocks &&
@@ -120,7 +128,8 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const { longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
+  const { keyTile, scoreTile = keyTile, longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
+  const { overlapsStaging = true, ownRanges = hasRanges(problem), skipsUnseen = false, onlyRanges = true } = tiles;
   const queriesFit = problem.type === 'float16' && depth === problem.headDimension && isVector(problem.query, 8);
   return {
     kernel: 'prefill-matrix',
@@ -130,7 +139,12 @@ export function planMatrix(
       SUBGROUPS: tiles.subgroups,
       ROWS: tiles.rows,
       LANES: lanesOf(tiles, facts.subgroupMinSize),
-      KEY_TILE: tiles.keyTile,
+      KEY_TILE: keyTile,
+      SCORE_TILE: scoreTile,
+      OVERLAPS_STAGING: overlapsStaging,
+      OWN_RANGES: ownRanges,
+      SKIPS_UNSEEN: skipsUnseen,
+      ONLY_RANGES: onlyRanges,
       LONGEST_FIRST: longestFirst,
       QUERY_LOAD: queryLoad === 'rounds' ? 0 : queryLoad === 'memory' && queriesFit ? 2 : 1,
       ...shape,
@@ -142,13 +156,18 @@ export function planMatrix(
     enables: ['f16', 'subgroups', SUBGROUP_MATRIX],
     queryUnit: queryTile,
     headUnit: 1,
-    keyUnit: tiles.keyTile,
+    keyUnit: keyTile,
     splits: options.splits ?? 1,
     grid: ({ queries, heads, batches }, splits) => {
       const queryTiles = Math.ceil(queries / queryTile) * splits;
       return longestFirst ? [heads, batches, queryTiles] : [queryTiles, heads, batches];
     },
   };
+}
+
+/** Whether queries see unlike keys. */
+function hasRanges({ isCausal, rightWindow, leftWindow }: AttentionProblem): boolean {
+  return isCausal || rightWindow >= 0 || leftWindow >= 0;
 }
 
 /** Whether later queries see more keys than earlier ones. */

@@ -40,7 +40,7 @@ export function emulateMatrices(source: string): string {
         : `fn ${name}(${parameters}given: ${matrix}, stride: u32) {
             var matrix = given; ${body(`${element} = ${own};`)} }`,
     );
-    return `${name}(${slice === undefined ? '' : 'subgroup, '}`;
+    return `${name}(${slice === undefined ? '' : `${slice}, `}`;
   };
   const kernel = source
     .replace(`enable ${SUBGROUP_MATRIX};`, '')
@@ -54,11 +54,11 @@ export function emulateMatrices(source: string): string {
       return `alias ${name} = array<f32, ${rows} * ${columns}>;`;
     })
     .replace(
-      /subgroupMatrixLoad<(\w+), (\w+)>\(\s*&(\w+)(\[subgroup\])?,/g,
+      /subgroupMatrixLoad<(\w+), (\w+)>\(\s*&(\w+)(?:\[([\w.]+)\])?,/g,
       (_, matrix: string, order: string, tile: string, slice?: string) => access('load', matrix, order, tile, slice),
     )
     .replace(
-      /subgroupMatrixStore<(\w+)>\(\s*&(\w+)(\[subgroup\])?,/g,
+      /subgroupMatrixStore<(\w+)>\(\s*&(\w+)(?:\[([\w.]+)\])?,/g,
       (_, order: string, tile: string, slice?: string) => access('store', 'Result', order, tile, slice),
     )
     .replace(/subgroupMatrixMultiplyAccumulate\(/g, 'multiply_accumulate(');
