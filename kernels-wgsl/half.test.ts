@@ -27,6 +27,8 @@ onHalf('random float16 calls of every kind agree with the reference', async (t) 
     { kernel: 'prefill-rows' as const },
     { kernel: 'decode' as const },
     { kernel: 'decode-lanes' as const },
+    { decodeTiles: { threads: 16, rows: 1, lanes: 1, keys: 2 } },
+    { decodeTiles: { threads: 32, rows: 1, lanes: 2, keys: 4 } },
   );
   await fc.assert(
     fc.asyncProperty(callSpecs, plans, async (spec, plan) => {

@@ -2,7 +2,7 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts } from './adapter.js';
 import type { PlannedTensors } from './coverage.js';
-import { readingParameters } from './features.js';
+import { isVector, readingParameters } from './features.js';
 import type { KernelChoice, PlanOptions } from './plan.js';
 import { decodeSplits } from './plan-decode.js';
 import { headShape } from './plan-prefill.js';
@@ -17,6 +17,8 @@ export interface DecodeTiles {
   readonly lanes: number;
   /** Keys that each group of lanes has in flight. */
   readonly keys: number;
+  /** Where memory allows it, a thread reads 16 bytes of float16 at once, and not 8; by default it does. */
+  readonly readsWide?: boolean;
 }
 
 /** Quads of queries that a thread holds at most; of outputs likewise: 32 registers each. */
@@ -55,12 +57,27 @@ export function decodeCandidates(problem: AttentionProblem, facts: AdapterFacts)
   const keys = Math.max(1, powerOfTwo(HELD_QUADS / Math.ceil(quads / lanes)));
   return [
     { threads: 128, rows, lanes, keys: Math.min(4, keys) },
+    { threads: 128, rows, lanes, keys: Math.min(4, keys), readsWide: false },
     { threads: 128, rows, lanes, keys: Math.min(8, 2 * keys) },
     { threads: 128, rows, lanes, keys: Math.min(2, keys) },
     { threads: 256, rows, lanes, keys: Math.min(2, keys) },
     { threads: 64, rows, lanes, keys: Math.min(4, keys) },
     { threads: 64, rows, lanes, keys: Math.min(8, 2 * keys) },
   ].filter((tiles) => canRunLanes(tiles, head, facts));
+}
+
+/** Eight halves. */
+const WORDS = 'vec4<u32>';
+
+/** Whether each lane has as many pairs of neighbouring quads as the others, and all keys and values begin at 16 bytes. */
+function canReadWide(
+  { lanes, readsWide = true }: DecodeTiles,
+  head: HeadShape,
+  problem: AttentionProblem,
+  { key, value }: PlannedTensors,
+): boolean {
+  const isEven = head.depthQuads % (2 * lanes) === 0 && head.valueQuads % (2 * lanes) === 0;
+  return readsWide && isEven && problem.type === 'float16' && isVector(key, 8) && isVector(value, 8);
 }
 
 /** Few queries, many keys, where threads of a subgroup share each key; undefined where that is not to be chosen. */
@@ -89,6 +106,12 @@ export function planDecodeLanes(
       IS_ONE_QUERY: problem.queries === 1,
       LANES: tiles.lanes,
       KEYS: tiles.keys,
+      ...(canReadWide(tiles, head, problem, tensors) && {
+        ITEM_QUADS: 2,
+        Item: WORDS,
+        KeyItem: WORDS,
+        ValueItem: WORDS,
+      }),
       DEPTH_QUADS: head.depthQuads,
       VALUE_QUADS: head.valueQuads,
     },

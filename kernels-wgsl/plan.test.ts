@@ -122,6 +122,16 @@ test('decoding without barriers has tiles that the adapter’s subgroups and mem
       }
     }
   }
+  const item = (p: AttentionProblem, readsWide = true) => {
+    const tiles = { ...decodeCandidates(p, LARGE)[0]!, readsWide };
+    return planAttention(p, LARGE, { decodeTiles: tiles }).dispatches[0]!.parameters.KeyItem;
+  };
+  const half = problem('float16', [1, 32, 8, 1, 8192, 128]);
+  t.is(item(half), 'vec4<u32>');
+  t.is(item(half, false), 'vec4<f16>');
+  t.is(item({ ...half, value: { ...half.value, offset: 4 } }), 'vec4<f16>');
+  t.is(item(problem('float16', [1, 32, 8, 1, 8192, 96])), 'vec4<f16>');
+  t.is(item(problem('float32', [1, 32, 8, 1, 8192, 128])), 'vec4<f32>');
   const decodeTiles = { threads: 64, rows: 4, lanes: 16, keys: 4 };
   t.throws(() => planAttention(problem('float32', [1, 4, 1, 1, 64, 128]), DEFAULT_ADAPTER, { decodeTiles }), {
     code: 'unsupported',
