@@ -35,6 +35,7 @@ const TILES: readonly MatrixTiles[] = [
   { subgroups: 4, rows: 16, keyTile: 32 },
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
+  { subgroups: 5, rows: 32, keyTile: 16 },
 ];
 
 /** Registers of 32 bits that a thread's matrices may take. */
@@ -58,37 +59,60 @@ export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixSha
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
 export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
-  const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
-  if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
+  if (shape === undefined) return [];
+  const ordered = padded(problem, shape).depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
+  return ordered.filter((tiles) => fits(problem, facts, shape, tiles));
+}
+
+/** Whether the tiles divide among matrices and threads, and the adapter has the threads, memory and registers. */
+function fits(problem: AttentionProblem, facts: AdapterFacts, shape: SubgroupMatrixShape, tiles: MatrixTiles): boolean {
+  const { subgroupMinSize: size, subgroupMaxSize, halfFloats } = facts;
+  if (size < 8 || size !== subgroupMaxSize || !halfFloats) return false;
   const { depth, value } = padded(problem, shape);
-  const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
-  return ordered.filter((tiles) => {
-    const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
-    const lanes = lanesOf(tiles, size);
-    const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
-    const { scoreTile = tiles.keyTile } = tiles;
-    const blocks = [4 * lanes, shape.N, shape.K].every((part) => scoreTile % part === 0);
-    return (
-      shares &&
-      blocks &&
-      registers <= REGISTER_BUDGET &&
-      tiles.subgroups * size <= facts.workgroupThreads &&
-      matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
-    );
-  });
+  const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
+  const lanes = lanesOf(tiles, size);
+  const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
+  const { keyTile, scoreTile = keyTile } = tiles;
+  const blocks = [4 * lanes, shape.N, shape.K].every((part) => scoreTile % part === 0) && keyTile % scoreTile === 0;
+  return (
+    shares &&
+    blocks &&
+    registers <= REGISTER_BUDGET &&
+    tiles.subgroups * size <= facts.workgroupThreads &&
+    matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
+  );
 }
 
 /** Forms of the kernel that are no default, each to be measured beside it. */
-const FORMS: readonly Partial<MatrixTiles>[] = [{ queryLoad: 'memory' }, { queryLoad: 'rounds' }];
+const FORMS: readonly Partial<MatrixTiles>[] = [
+  { queryLoad: 'rounds' },
+  { queryLoad: 'memory' },
+  { overlapsStaging: false },
+  { keyTile: 32, scoreTile: 16 },
+  { keyTile: 32, scoreTile: 16, overlapsStaging: false },
+  { queryLoad: 'rounds', overlapsStaging: false },
+];
+
+/** The same, where queries see unlike keys. */
+const RANGE_FORMS: readonly Partial<MatrixTiles>[] = [
+  { longestFirst: false },
+  { skipsUnseen: true },
+  { skipsUnseen: true, queryLoad: 'memory' },
+  { onlyRanges: false },
+  { ownRanges: false },
+  { longestFirst: false, ownRanges: false, onlyRanges: false, queryLoad: 'rounds', overlapsStaging: false },
+];
 
 /** Tiles worth measuring: the planner's own choice in every form, and all others. */
 export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+  const shape = matrixShape(facts);
   const candidates = matrixCandidates(problem, facts);
   const best = bestTiles(problem, candidates);
-  if (best === undefined) return [];
-  const order = isUneven(problem) ? [{ longestFirst: false }] : [];
-  const forms = [...order, ...FORMS].map((form) => ({ ...best, ...form }));
+  if (best === undefined || shape === undefined) return [];
+  const forms = [...FORMS, ...(hasRanges(problem) ? RANGE_FORMS : [])]
+    .map((form) => ({ ...best, ...form }))
+    .filter((tiles) => fits(problem, facts, shape, tiles));
   return [best, ...forms, ...candidates.filter((tiles) => tiles !== best)];
 }
 
