@@ -53,7 +53,7 @@ struct Plan {
   bool rules;
   bool counts_work;  // blocks draw their work from a counter
   bool hopper;       // the device is of compute capability 9.0
-  bool cluster;      // decode: the splits of a row are a cluster of blocks
+  DecodeForm form;   // decode
   bool tallied;      // decode: the last of a row's blocks puts its splits together
   bool small;        // it has too little shared memory for the Ampere kernel's own tiles
   int multiprocessors;
@@ -295,9 +295,9 @@ void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
 
 template <typename Element>
 SplitRule split_rule_16_bit(const Plan &plan) {
-  return plan.tile == 64    ? decode_splits<Element, 64>(plan.cluster)
-         : plan.tile == 128 ? decode_splits<Element, 128>(plan.cluster)
-                            : decode_splits<Element, 256>(plan.cluster);
+  return plan.tile == 64    ? decode_splits<Element, 64>(plan.form)
+         : plan.tile == 128 ? decode_splits<Element, 128>(plan.form)
+                            : decode_splits<Element, 256>(plan.form);
 }
 
 SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
@@ -305,21 +305,26 @@ SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
 }
 
 template <typename Element>
-bool has_cluster_16_bit(const Plan &plan) {
-  return plan.tile == 64    ? has_decode_cluster<Element, 64>()
-         : plan.tile == 128 ? has_decode_cluster<Element, 128>()
-                            : has_decode_cluster<Element, 256>();
+bool has_form_16_bit(const Plan &plan, DecodeForm form) {
+  return plan.tile == 64    ? has_decode_form<Element, 64>(form)
+         : plan.tile == 128 ? has_decode_form<Element, 128>(form)
+                            : has_decode_form<Element, 256>(form);
 }
 
-// A cluster spares the way through memory, 3 µs, and has 16 splits at most. It pays where keys are few; and where such
-// splits are blocks for most multiprocessors, until its uneven spread over them, 4 % of the time, costs as much.
-bool choose_cluster(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
-  constexpr int kMostSplits = 16, kFewKeys = 256, kManyKeys = 2048;  // keys of a split, as measured at 128
-  const int64_t keys = divide_up(plan.params.keys, kMostSplits);
-  const bool pays = keys <= kFewKeys || (keys <= kManyKeys && 4 * kMostSplits * blocks >= 3 * device.multiprocessors);
-  // Of the tiles, 128 alone has run so far.
-  return plan.hopper && plan.tile == 128 && pays &&
-         (c.element == ORTFLASH_FLOAT16 ? has_cluster_16_bit<__half>(plan) : has_cluster_16_bit<__nv_bfloat16>(plan));
+// A cluster spares the way through memory, 3 µs, but lies unevenly over the multiprocessors, which costs long caches more.
+// A block a multiprocessor has no rival for its cache, which pays until keys and values come from memory. Limits as
+// measured at 128, log 19 and 20 of NOTES.md.
+DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
+  const auto has = [&](DecodeForm form) {
+    return plan.hopper && (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
+                                                         : has_form_16_bit<__nv_bfloat16>(plan, form));
+  };
+  const int64_t keys = plan.params.keys;
+  if (keys <= 1024 && has(DecodeForm::kWideCluster)) return DecodeForm::kWideCluster;
+  if (keys <= 4096 && has(DecodeForm::kCluster)) return DecodeForm::kCluster;
+  if (keys * blocks <= 1024 * int64_t{device.multiprocessors} && has(DecodeForm::kWide)) return DecodeForm::kWide;
+  const bool fills = 4 * 16 * blocks >= 3 * device.multiprocessors;
+  return keys <= 32768 && fills && has(DecodeForm::kCluster) ? DecodeForm::kCluster : DecodeForm::kWorkspace;
 }
 
 // A number for each call that no other has, and that memory not ours holds by chance once in 2^48: low 16 bits zero, others not.
@@ -344,7 +349,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.kernel != ORTFLASH_DECODE) return;
   const int64_t rows_of_head = int64_t{p.queries} * p.heads_per_key;
   const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
-  plan.cluster = !plan.candidate && choose_cluster(c, device, plan, blocks);
+  plan.form = plan.candidate ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
   const int64_t filling =
       divide_up(rule.blocks_per_multiprocessor * device.multiprocessors, std::max<int64_t>(blocks, 1));
@@ -357,7 +362,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(rule.least_keys / 64, divide_up(steps, wanted)));
   p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
   if (rule.power_of_two) p.splits = static_cast<int>(wanted);  // the last may be empty
-  if (p.splits == 1 || plan.cluster) return;
+  if (p.splits == 1 || plan.form == DecodeForm::kCluster || plan.form == DecodeForm::kWideCluster) return;
   const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
   plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
@@ -416,9 +421,9 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
                      [&] { return launch_hopper<Element, 128>(p, plan.rules, plan.multiprocessors, stream); },
                      [&] { return launch_hopper<Element, 256>(p, plan.rules, plan.multiprocessors, stream); });
     case ORTFLASH_DECODE:
-      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, plan.cluster, stream); },
-                     [&] { return launch_decode<Element, 128>(p, plan.rules, plan.cluster, stream); },
-                     [&] { return launch_decode<Element, 256>(p, plan.rules, plan.cluster, stream); });
+      return by_tile([&] { return launch_decode<Element, 64>(p, plan.rules, plan.form, stream); },
+                     [&] { return launch_decode<Element, 128>(p, plan.rules, plan.form, stream); },
+                     [&] { return launch_decode<Element, 256>(p, plan.rules, plan.form, stream); });
     default:
       return launch_scalar<Element>(p, stream);
   }

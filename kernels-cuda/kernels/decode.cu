@@ -2,30 +2,51 @@
 #include "decode_launch.cuh"
 
 namespace ortflash {
+namespace {
 
-using Cluster =
-    DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>>;
-using Workspace = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>;
+template <template <int> typename Tiles>
+using Kernel = DecodeKernel<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION, Tiles<ORTFLASH_HEAD_DIMENSION>>;
 
-template <>
-SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(bool cluster) {
-  return cluster ? Cluster::Tiles::kSplits : Workspace::Tiles::kSplits;
+template <typename Own>
+cudaError_t launch(const AttentionParams &p, bool rules, cudaStream_t stream) {
+  return rules ? launch_decode_kernel<Own, true>(p, stream) : launch_decode_kernel<Own, false>(p, stream);
 }
 
-template <>
-bool has_decode_cluster<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>() {
-  if constexpr (Cluster::Tiles::kUsed) return can_launch_cluster<Cluster>();
-  return false;
-}
+}  // namespace
 
 template <>
-cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules, bool cluster,
-                                                                     cudaStream_t stream) {
-  if constexpr (Cluster::Tiles::kUsed) {
-    if (cluster)
-      return rules ? launch_decode_kernel<Cluster, true>(p, stream) : launch_decode_kernel<Cluster, false>(p, stream);
+SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm form) {
+  switch (form) {
+    case DecodeForm::kWide:
+      return Kernel<DecodeWideTiles>::Tiles::kSplits;
+    case DecodeForm::kCluster:
+      return Kernel<DecodeClusterTiles>::Tiles::kSplits;
+    case DecodeForm::kWideCluster:
+      return Kernel<DecodeWideClusterTiles>::Tiles::kSplits;
+    default:
+      return Kernel<DecodeTiles>::Tiles::kSplits;
   }
-  return rules ? launch_decode_kernel<Workspace, true>(p, stream) : launch_decode_kernel<Workspace, false>(p, stream);
+}
+
+template <>
+bool has_decode_form<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm form) {
+  if constexpr (DecodeWideTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
+    if (form == DecodeForm::kCluster) return can_launch_cluster<Kernel<DecodeClusterTiles>>();
+    if (form == DecodeForm::kWideCluster) return can_launch_cluster<Kernel<DecodeWideClusterTiles>>();
+    return true;
+  }
+  return form == DecodeForm::kWorkspace;
+}
+
+template <>
+cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
+                                                                     DecodeForm form, cudaStream_t stream) {
+  if constexpr (DecodeWideTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
+    if (form == DecodeForm::kWide) return launch<Kernel<DecodeWideTiles>>(p, rules, stream);
+    if (form == DecodeForm::kCluster) return launch<Kernel<DecodeClusterTiles>>(p, rules, stream);
+    if (form == DecodeForm::kWideCluster) return launch<Kernel<DecodeWideClusterTiles>>(p, rules, stream);
+  }
+  return launch<Kernel<DecodeTiles>>(p, rules, stream);
 }
 
 }  // namespace ortflash

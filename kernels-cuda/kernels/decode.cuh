@@ -31,14 +31,26 @@ struct DecodeTiles<256> : DecodeDefaults {
   static constexpr int kStages = 3;
 };
 
-// On compute capability 9.0, where a cluster has blocks enough: see choose_cluster().
+// The forms below are for compute capability 9.0, see choose_decode_form(). They have run at a head dimension of 128 alone.
+template <int kHeadDimension>
+struct DecodeWideTiles : DecodeTiles<kHeadDimension> {
+  static constexpr int kWarps = 8;
+  static constexpr SplitRule kSplits{1, 128, 0x7fffffff, false};
+  static constexpr bool kUsed = kHeadDimension == 128;
+};
+
 template <int kHeadDimension>
 struct DecodeClusterTiles : DecodeTiles<kHeadDimension> {
   static constexpr Combining kCombining = Combining::kCluster;
   static constexpr SplitRule kSplits{2, 64, 16, true};
   static constexpr bool kStartsEarly = true;
-  // At 256 a multiprocessor has room for one block only: a group of multiprocessors could hold no cluster of 16, or one.
-  static constexpr bool kUsed = kHeadDimension < 256;
+  static constexpr bool kUsed = kHeadDimension == 128;
+};
+
+template <int kHeadDimension>
+struct DecodeWideClusterTiles : DecodeClusterTiles<kHeadDimension> {
+  static constexpr int kWarps = 8;
+  static constexpr SplitRule kSplits{1, 128, 8, true};
 };
 
 template <typename Element_, int kHeadDimension_, typename Tiles_ = DecodeTiles<kHeadDimension_>>

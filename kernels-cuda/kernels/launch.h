@@ -16,15 +16,24 @@ cudaError_t launch_ampere(const AttentionParams &p, bool rules, bool small, cuda
 template <typename Element, int kHeadDimension>
 cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);
 
-// `cluster`: the splits of a row are a cluster of blocks, where has_decode_cluster() on a device of compute capability 9.0.
+// How the decode kernel's blocks are shaped, and what puts a row's splits together.
+enum class DecodeForm {
+  kWorkspace,    // two blocks of 4 warps a multiprocessor, by way of workspace
+  kWide,         // one of 8 warps, by way of workspace
+  kCluster,      // 16 blocks of 4 warps are a cluster
+  kWideCluster,  // 8 blocks of 8 warps
+};
+
+// `form`: one that the device has, see has_decode_form().
 template <typename Element, int kHeadDimension>
-cudaError_t launch_decode(const AttentionParams &p, bool rules, bool cluster, cudaStream_t stream);
+cudaError_t launch_decode(const AttentionParams &p, bool rules, DecodeForm form, cudaStream_t stream);
 
 template <typename Element, int kHeadDimension>
-SplitRule decode_splits(bool cluster);
+SplitRule decode_splits(DecodeForm form);
 
+// Whether the form exists at this head dimension, and a device of compute capability 9.0 can hold it.
 template <typename Element, int kHeadDimension>
-bool has_decode_cluster();
+bool has_decode_form(DecodeForm form);
 
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);

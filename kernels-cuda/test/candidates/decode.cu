@@ -6,21 +6,11 @@
 namespace ortflash {
 namespace {
 
-// One block of 8 warps a multiprocessor: half the splits.
-struct Wide : DecodeDefaults {
-  static constexpr int kWarps = 8, kStages = 3;
-  static constexpr SplitRule kSplits{1, 128, 0x7fffffff, false};
-};
-
-// A cluster whose blocks have a multiprocessor each, with twice the bytes under way: by more warps, or more stages.
-struct WideCluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {
-  static constexpr int kWarps = 8;
-  static constexpr SplitRule kSplits{1, 128, 16, true};
-};
-struct DeepCluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {
-  static constexpr int kStages = 6;
-  static constexpr SplitRule kSplits{1, 64, 16, true};
-};
+// Splits of any length by way of workspace, whatever their number.
+struct Plain : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {};
+struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {};
+// The kernel that the wide cluster was chosen over for few keys.
+struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
 
 template <typename Tiles>
 Candidate decode(const char *name) {
@@ -37,9 +27,9 @@ Candidate decode(const char *name) {
 
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
+  all.push_back(decode<Plain>("workspace"));
   all.push_back(decode<Wide>("8 warps"));
-  all.push_back(decode<WideCluster>("cluster, 8 warps"));
-  all.push_back(decode<DeepCluster>("cluster, 6 stages"));
+  all.push_back(decode<Cluster>("cluster"));
 }
 
 }  // namespace ortflash
