@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdio>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -17,7 +18,8 @@
 namespace ortflash {
 namespace {
 
-// What this file needs of ONNX Runtime is in its API since 1.18, so the library loads into that and every later release.
+// What this file needs of ONNX Runtime is in its API since 1.18, so the library loads into that and every later release. From
+// 1.24 on it also infers shapes.
 constexpr uint32_t kApiVersion = 18;
 constexpr const char *kDomain = "ortflash";
 constexpr const char *kName = "FlashAttention";
@@ -300,7 +302,6 @@ OrtStatus *set_output(const OrtApi &api, OrtShapeInferContext *context, size_t i
   if (OrtStatus *status = api.CreateTensorTypeAndShapeInfo(&info)) return status;
   OrtStatus *status = api.SetTensorElementType(info, type);
   if (!status) status = api.SetDimensions(info, sizes.data(), sizes.size());
-  // Of all numbers too: before 1.24, SetDimensions does not say that there are no names.
   if (!status) status = api.SetSymbolicDimensions(info, texts.data(), texts.size());
   if (!status) status = api.ShapeInferContext_SetOutputTypeShape(context, index, info);
   api.ReleaseTensorTypeAndShapeInfo(info);
@@ -396,6 +397,12 @@ struct Operator : OrtCustomOp {
   static inline const OrtApi *global_api = nullptr;
 };
 
+// Before 1.24, ONNX Runtime crashes where shapes are inferred for a node that leaves out an input before its last.
+bool infers_safely(const OrtApiBase *base) {
+  int major = 0, minor = 0;
+  return std::sscanf(base->GetVersionString(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 24);
+}
+
 }  // namespace
 }  // namespace ortflash
 
@@ -417,6 +424,7 @@ extern "C" ORTFLASH_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *optio
       check(api->CreateCustomOpDomain(kDomain, &made));
       for (Operator &op : operators) {
         op.api = api;
+        if (!infers_safely(base)) op.InferOutputShapeFn = nullptr;
         check(api->CustomOpDomain_Add(made, &op));
       }
       Operator::global_api = api;
