@@ -153,9 +153,14 @@ test('a softmax in double precision and an unreadable layout are refused when th
   t.regex(refusal('layout', { name: 'q_layout', type: AttributeType.STRING, s: layout }), /no tensor layout/);
 });
 
-/** Shapes of the outputs as ONNX Runtime infers them; null for a dimension of which nothing is known. */
-function inferredShapes(target: string): (readonly Dimension[])[] {
+/**
+ * Shapes of the outputs as ONNX Runtime infers them; null for a dimension of which nothing is known, which then has a name
+ * that no other has.
+ */
+function inferredShapes(t: ExecutionContext, target: string): (readonly Dimension[])[] {
   const lines = readFileSync(join(target, 'shapes.txt'), 'utf8').trimEnd().split('\n');
+  const names = lines.flatMap((line) => line.split(' ')).filter((name) => name.startsWith('ortflash_'));
+  t.is(new Set(names).size, names.length);
   return lines.map((line) =>
     line.split(' ').map((dimension) => {
       if (/^-?\d+$/.test(dimension)) return Number(dimension);
@@ -298,7 +303,7 @@ INFERENCES.forEach(({ attributes = {}, inputs, outputs }, n) => {
     });
     const [line = ''] = run([target], 'optimize');
     t.true(line.startsWith('ok '), line);
-    t.deepEqual(inferredShapes(target), outputs);
+    t.deepEqual(inferredShapes(t, target), outputs);
   });
 });
 
@@ -322,7 +327,7 @@ test('what is inferred of an output’s shape always holds', (t) => {
       const shapes = outputs.map((entry) => entry.split(' ').slice(6).map(Number));
       const known = (dimension: Dimension) =>
         typeof dimension === 'string' ? Number(dimension.replace('size_', '')) : dimension;
-      const inferred = inferredShapes(target);
+      const inferred = inferredShapes(t, target);
       t.deepEqual(
         inferred.map((shape, output) => shape.map((dimension, d) => known(dimension) ?? shapes[output]![d])),
         shapes,
