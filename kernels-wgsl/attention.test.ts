@@ -72,19 +72,18 @@ const rowTiles = (rows: number, lanes: number, rest: Partial<RowTiles> = {}): Ro
   laneDistance: 1,
   keyBatch: 2,
   keyTile: 8,
-  stages: 1,
   ...rest,
 });
 const SMALL_ROWS: readonly RowTiles[] = [
   rowTiles(1, 1),
-  rowTiles(2, 1, { keyBatch: 4, stages: 2 }),
-  rowTiles(2, 2, { laneDistance: 2, sumsBatches: true }),
-  rowTiles(4, 4, { keyBatch: 4, keyTile: 16, stages: 2 }),
-  rowTiles(4, 4, { threads: 24, keyTile: 6, overlaps: true }),
+  rowTiles(2, 1, { keyBatch: 4 }),
+  rowTiles(2, 2, { laneDistance: 2 }),
+  rowTiles(4, 4, { keyBatch: 4, keyTile: 16 }),
+  rowTiles(4, 4, { threads: 24, keyTile: 6 }),
   rowTiles(4, 2),
   rowTiles(2, 4, { threads: 8 }),
-  rowTiles(8, 4, { overlaps: true, sumsBatches: true }),
-  rowTiles(1, 4, { stages: 2 }),
+  rowTiles(8, 4),
+  rowTiles(1, 4),
 ].filter(({ lanes }) => lanes === 1 || flash.facts.subgroupMinSize >= 4);
 
 /** Decoding without barriers: as many scores as lanes, fewer and more, down to one row, one lane and one key. */

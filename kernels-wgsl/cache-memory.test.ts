@@ -94,7 +94,7 @@ const choices: fc.Arbitrary<PlanOptions> = fc.constantFrom(
   {},
   { kernel: 'decode', splits: 3 },
   { kernel: 'prefill' },
-  { rowTiles: { threads: 16, rows: 2, lanes: 1, laneDistance: 1, keyBatch: 2, keyTile: 8, stages: 2 } },
+  { rowTiles: { threads: 16, rows: 2, lanes: 1, laneDistance: 1, keyBatch: 2, keyTile: 8 } },
 );
 
 const halves = flash.facts.halfFloats ? (['float32', 'float16'] as const) : (['float32'] as const);

@@ -19,18 +19,12 @@ export interface RowTiles {
   readonly keyBatch: number;
   /** Keys in workgroup memory at a time, a multiple of keyBatch. */
   readonly keyTile: number;
-  /** Tiles in workgroup memory, 1 or 2. */
-  readonly stages: number;
-  /** The products of one batch of keys are computed while the one before it is weighed. */
-  readonly overlaps?: boolean;
-  /** Outputs are added to once a batch of keys: smaller errors over long sequences. */
-  readonly sumsBatches?: boolean;
 }
 
 /** Bytes of workgroup memory that the kernel takes. */
-export function rowMemory({ lanes, keyTile, stages }: RowTiles, head: HeadShape): number {
+export function rowMemory({ lanes, keyTile }: RowTiles, head: HeadShape): number {
   const quads = Math.ceil(head.depthQuads / lanes) + Math.ceil(head.valueQuads / lanes);
-  return 16 * stages * keyTile * quads * lanes + 16;
+  return 16 * keyTile * quads * lanes + 16;
 }
 
 /** Registers of 32 bits that a thread's queries, outputs, scores and fetched quads take; about 40 more hold the rest. */
@@ -61,33 +55,24 @@ export function canRunRows(tiles: RowTiles, head: HeadShape, facts: AdapterFacts
 function tilesOf(
   head: HeadShape,
   facts: AdapterFacts,
-  [rows, keyBatch, keys, stages]: readonly [number, number, number, number],
-  rest: Partial<RowTiles> = {},
+  [rows, keyBatch, keys]: readonly [number, number, number],
 ): RowTiles {
   const quads = 2 ** Math.ceil(Math.log2(Math.max(head.depthQuads, head.valueQuads)));
   const lanes = Math.max(1, (rows * quads) / 16);
   const laneDistance = lanes > 1 ? Math.max(1, facts.subgroupMinSize / lanes) : 1;
   const keyTile = keyBatch * Math.max(1, Math.floor((keys * 16) / Math.max(16, quads) / keyBatch));
-  return { threads: 128, rows, lanes, laneDistance, keyBatch, keyTile, stages, ...rest };
+  return { threads: 128, rows, lanes, laneDistance, keyBatch, keyTile };
 }
 
 /** Tiles worth measuring, what was fastest on an H100 (NOTES.md) first. */
 export function rowCandidates(head: HeadShape, facts: AdapterFacts): RowTiles[] {
   const candidates = [
-    tilesOf(head, facts, [2, 8, 32, 1]),
-    tilesOf(head, facts, [2, 8, 32, 1], { sumsBatches: true }),
-    tilesOf(head, facts, [2, 8, 32, 1], { overlaps: true }),
-    tilesOf(head, facts, [2, 8, 32, 1], { overlaps: true, sumsBatches: true }),
-    tilesOf(head, facts, [4, 4, 32, 1]),
-    tilesOf(head, facts, [4, 4, 32, 1], { overlaps: true }),
-    tilesOf(head, facts, [4, 8, 32, 1]),
-    // As many threads as leave each 168 registers: twelve warps of a processor.
-    tilesOf(head, facts, [2, 8, 48, 1], { threads: 384 }),
-    tilesOf(head, facts, [4, 4, 48, 1], { threads: 384, overlaps: true }),
-    tilesOf(head, facts, [2, 8, 16, 1]),
-    tilesOf(head, facts, [2, 8, 16, 2]),
-    tilesOf(head, facts, [1, 8, 32, 1]),
-    tilesOf(head, facts, [1, 8, 16, 1]),
+    tilesOf(head, facts, [2, 8, 32]),
+    tilesOf(head, facts, [4, 4, 32]),
+    tilesOf(head, facts, [4, 8, 32]),
+    tilesOf(head, facts, [2, 8, 16]),
+    tilesOf(head, facts, [1, 8, 32]),
+    tilesOf(head, facts, [1, 8, 16]),
   ];
   return candidates.filter((t) => canRunRows(t, head, facts));
 }
@@ -140,9 +125,6 @@ export function planRows(
       LANE_DISTANCE: tiles.laneDistance,
       KEY_BATCH: tiles.keyBatch,
       KEY_BATCHES: tiles.keyTile / tiles.keyBatch,
-      STAGES: tiles.stages,
-      OVERLAPS: tiles.overlaps ?? false,
-      SUMS_BATCHES: tiles.sumsBatches ?? false,
       DEPTH_QUADS: head.depthQuads,
       VALUE_QUADS: head.valueQuads,
     },

@@ -90,7 +90,7 @@ test('rows in registers lie over lanes that the adapter’s subgroups have', (t)
       t.true(candidates.length > 0 || facts.subgroupMinSize < 16, `${d}`);
     }
   }
-  const rowTiles = { threads: 64, rows: 4, lanes: 8, laneDistance: 4, keyBatch: 2, keyTile: 8, stages: 1 };
+  const rowTiles = { threads: 64, rows: 4, lanes: 8, laneDistance: 4, keyBatch: 2, keyTile: 8 };
   t.throws(() => planAttention(problem('float32', [1, 1, 1, 64, 64, 128]), DEFAULT_ADAPTER, { rowTiles }), {
     code: 'unsupported',
     message: /subgroups of 32/,
