@@ -66,8 +66,12 @@ export function tuningCandidates(
 
 /** Both decode kernels, with few splits and many; and for the best of them other ways to combine. */
 function decodeChoices(problem: AttentionProblem, facts: AdapterFacts): PlanOptions[] {
-  const tiles = decodeCandidates(problem, facts);
-  const withLanes = tiles.flatMap((decodeTiles) => [16, 32, 48, 64].map((splits) => ({ decodeTiles, splits })));
+  // Two, three and four workgroups of 128 threads, or as many threads in others, on each processor of a large GPU.
+  const withLanes = decodeCandidates(problem, facts).flatMap((decodeTiles) => {
+    const workgroups = (128 / decodeTiles.threads / problem.batch / problem.keyHeads) * WORKGROUPS;
+    const splits = new Set([1, 1.5, 2].map((share) => Math.max(1, Math.floor(share * workgroups))));
+    return [...splits].map((n) => ({ decodeTiles, splits: n }));
+  });
   const threads = facts.subgroupMinSize >= 4 ? [128, 256] : [64];
   const withBarriers = threads
     .filter((decodeThreads) => decodeThreads <= facts.workgroupThreads)
