@@ -7,7 +7,7 @@ import { type Case, decode, goalCases, problemOf } from './webgpu-cases.js';
 type Facts = FlashAttention['facts'];
 
 /** Cases on which choices are told apart: of each head dimension and type one long and one short one. */
-const SAMPLES = /, (4096|512)( matrix| portable)?$|decode/;
+const SAMPLES = /, (4096|512)( causal)?( matrix| portable)?$|decode/;
 
 export function variantsOf(facts: Facts): Case[] {
   const bases = facts.isSoftware

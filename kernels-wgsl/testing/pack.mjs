@@ -12,6 +12,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const at = (...parts) => join(root, ...parts);
 const entries = [
   'kernels-wgsl/half.test.ts',
+  'kernels-wgsl/matrix.test.ts',
   'kernels-wgsl/attention.test.ts',
   'kernels-wgsl/cache-memory.test.ts',
   'kernels-wgsl/standard-cases.test.ts',
