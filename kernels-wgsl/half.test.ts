@@ -5,9 +5,11 @@ import { DEFAULT_ATTRIBUTES } from '../graph-rewrite/op/definition.js';
 import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
 import { resolveProblem } from '../graph-rewrite/op/problem.js';
 import { referenceAttention } from '../graph-rewrite/op/reference.js';
+import { tuningCandidates } from './autotune.js';
 import { FlashAttention, type PlanOptions } from './index.js';
 import { openDevice } from './testing/device.js';
-import { callSpecs, makeCall, randomNumbers, relativeError } from './testing/problems.js';
+import { matrixCalls, matrixForms } from './testing/matrix-cases.js';
+import { callSpecs, makeCall, type RandomCall, randomNumbers, relativeError } from './testing/problems.js';
 import { runAttention } from './testing/run.js';
 
 const { device, adapter } = await openDevice();
@@ -42,6 +44,80 @@ onHalf('random float16 calls of every kind agree with the reference', async (t) 
   );
   t.pass();
 });
+
+/** Several tiles of queries and of keys, with ends that fill none; dimensions of whole matrices, of whole quads, of neither. */
+const matrixSizes = fc.record({
+  queries: fc.oneof(fc.integer({ min: 5, max: 70 }), fc.integer({ min: 71, max: 400 })),
+  newKeys: fc.oneof(fc.integer({ min: 1, max: 70 }), fc.integer({ min: 71, max: 400 })),
+  headDimension: fc.constantFrom(16, 20, 33, 64, 64, 128),
+  valueDimension: fc.constantFrom(16, 20, 33, 64, 64, 128),
+});
+
+const matrixPlans: fc.Arbitrary<PlanOptions> = fc
+  .record({
+    subgroups: fc.constantFrom(1, 2, 4, 5),
+    rows: fc.constantFrom(16, 32),
+    keyTile: fc.constantFrom(16, 32),
+    form: matrixForms,
+    splits: fc.constantFrom(1, 1, 1, 3),
+  })
+  .map(({ splits, form, ...sizes }) => ({
+    matrixTiles: { ...sizes, scoreTile: 16, ...form },
+    splits,
+    writesLse: true,
+  }));
+
+/** Rows of nothing but masked keys have an LSE about that mask, which the kernels clamp. */
+const clampLse = (x: number) => (Number.isFinite(x) ? Math.max(x, -1e30) : x);
+
+async function checkMatrices(
+  call: RandomCall,
+  plan: PlanOptions,
+  expected = referenceAttention(call.problem, call.reference),
+): Promise<void> {
+  const { kernel } = (await flash.prepare(call.problem, plan)).plan;
+  if (kernel !== 'prefill-matrix') throw new Error(`planned ${kernel}`);
+  const { Y, lse } = await runAttention(flash, call.problem, call.gpu, plan);
+  const errors = {
+    Y: relativeError(Y, expected.Y),
+    lse: lse === undefined ? 0 : relativeError(lse.map(clampLse), expected.lse.map(clampLse)),
+  };
+  if (!Object.values(errors).every((error) => error < TOLERANCE)) throw new Error(JSON.stringify(errors));
+}
+
+onMatrices('random calls on subgroup matrices, in every form of the kernel, agree with the reference', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(matrixCalls(matrixSizes), matrixPlans, (spec, plan) =>
+      checkMatrices(makeCall({ ...spec, type: 'float16' }), plan),
+    ),
+    {
+      numRuns: Number(process.env.ORT_FLASH_RUNS ?? 80),
+      seed: 7,
+      includeErrorInReport: true,
+      endOnFailure: true,
+    },
+  );
+  t.pass();
+});
+
+for (const dimension of [64, 128]) {
+  for (const attributes of [{}, { isCausal: true }, { isCausal: true, leftWindow: 300 }]) {
+    const kind = `${dimension} dimensions, ${JSON.stringify(attributes)}`;
+    onMatrices(`a longer call in every form that is tuned agrees with the reference: ${kind}`, async (t) => {
+      const call = makeCall({ ...matrixCall(dimension), queries: 1100, newKeys: 1100, attributes });
+      const expected = referenceAttention(call.problem, call.reference);
+      for (const plan of tuningCandidates(call.problem, flash.facts)) {
+        const { matrixTiles } = plan;
+        try {
+          await checkMatrices(call, plan, expected);
+        } catch (error) {
+          throw new Error(`${JSON.stringify(matrixTiles)}: ${error instanceof Error ? error.message : error}`);
+        }
+      }
+      t.pass();
+    });
+  }
+}
 
 /** Root mean square of the differences. */
 function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {

@@ -10,7 +10,8 @@ import { isVector } from './features.js';
 import { FlashAttention, type MatrixTiles, type PlanOptions } from './index.js';
 import { openDevice } from './testing/device.js';
 import { emulateMatrices } from './testing/emulated-matrices.js';
-import { type CallSpec, callSpecs, makeCall, relativeError } from './testing/problems.js';
+import { matrixCalls, matrixForms } from './testing/matrix-cases.js';
+import { makeCall, relativeError } from './testing/problems.js';
 import { runAttention } from './testing/run.js';
 
 const { device, adapter, isHardware } = await openDevice();
@@ -26,18 +27,15 @@ const withSubgroups = !isHardware && flash.facts.subgroupMinSize === 4 ? test.se
 /** float32 against double precision; weights reach 2⁸, and rows are rescaled. */
 const TOLERANCE = 4e-6;
 
-const tiles: fc.Arbitrary<MatrixTiles> = fc.record({
-  subgroups: fc.constantFrom(1, 2, 3, 5),
-  rows: fc.constantFrom(4, 8),
-  keyTile: fc.constantFrom(8, 16),
-  scoreTile: fc.constant(8),
-  longestFirst: fc.boolean(),
-  queryLoad: fc.constantFrom('rounds', 'registers', 'memory'),
-  overlapsStaging: fc.boolean(),
-  ownRanges: fc.boolean(),
-  skipsUnseen: fc.boolean(),
-  onlyRanges: fc.boolean(),
-});
+const tiles: fc.Arbitrary<MatrixTiles> = fc
+  .record({
+    subgroups: fc.constantFrom(1, 2, 3, 5),
+    rows: fc.constantFrom(4, 8),
+    keyTile: fc.constantFrom(8, 16),
+    scoreTile: fc.constant(8),
+    form: matrixForms,
+  })
+  .map(({ form, ...sizes }) => ({ ...sizes, ...form }));
 
 const plans: fc.Arbitrary<PlanOptions> = fc.record({
   matrixTiles: tiles,
@@ -55,26 +53,12 @@ function emulatedLoad(problem: AttentionProblem, plan: PlanOptions): PlanOptions
 /** Rows of nothing but keys masked by −3·10³⁸ have an LSE about there, which the kernels clamp. */
 const clampLse = (x: number) => (Number.isFinite(x) ? Math.max(x, -1e30) : x);
 
-/** Half of all calls take keys out by nothing but the range that a row sees: what most models do, and a path of its own. */
-const calls: fc.Arbitrary<CallSpec> = fc
-  .record({ spec: callSpecs, queries: fc.integer({ min: 1, max: 60 }), isPlain: fc.boolean(), isSteep: fc.boolean() })
-  .map(({ spec, queries, isPlain, isSteep }) => ({
-    ...spec,
-    type: 'float32' as const,
-    queries,
-    ...(isPlain && { mask: { type: 'none' as const, broadcast: 0, keys: 0 } }),
-    attributes: {
-      ...spec.attributes,
-      ...(isPlain && { softcap: 0, maskedValue: Number.NEGATIVE_INFINITY }),
-      // With a large scale the maximum rises often, and outputs are rescaled.
-      ...(isSteep && { scale: 3 }),
-    },
-  }));
+const calls = matrixCalls(fc.record({ queries: fc.integer({ min: 1, max: 60 }) }));
 
 withSubgroups('random calls of every kind agree with the reference', async (t) => {
   await fc.assert(
     fc.asyncProperty(calls, plans, async (spec, plan) => {
-      const call = makeCall(spec);
+      const call = makeCall({ ...spec, type: 'float32' });
       const expected = referenceAttention(call.problem, call.reference);
       const { Y, lse } = await runAttention(flash, call.problem, call.gpu, {
         ...plan,
