@@ -35,7 +35,7 @@ const MATRICES = {
 
 /** Everything that is no default, at its one end and at its other. */
 const MATRIX_FORMS = [
-  { longestFirst: true, queryLoad: 'memory', ownRanges: true, skipsUnseen: true },
+  { longestFirst: true, queryLoad: 'memory', ownRanges: true, skipsUnseen: true, overlapsScores: true },
   { longestFirst: false, queryLoad: 'rounds', overlapsStaging: false, ownRanges: false, onlyRanges: false },
   { keyTile: 32, scoreTile: 16 },
 ] as const;

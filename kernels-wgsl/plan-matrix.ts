@@ -19,6 +19,7 @@ export interface MatrixTiles {
   readonly scoreTile?: number;
   /** As the constants of these names in shaders/matrices.wesl. */
   readonly overlapsStaging?: boolean;
+  readonly overlapsScores?: boolean;
   readonly ownRanges?: boolean;
   readonly skipsUnseen?: boolean;
   readonly onlyRanges?: boolean;
@@ -36,6 +37,7 @@ const TILES: readonly MatrixTiles[] = [
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
   { subgroups: 5, rows: 32, keyTile: 16 },
+  { subgroups: 3, rows: 32, keyTile: 16 },
 ];
 
 /** Registers of 32 bits that a thread's matrices may take. */
@@ -89,6 +91,8 @@ const FORMS: readonly Partial<MatrixTiles>[] = [
   { queryLoad: 'rounds' },
   { queryLoad: 'memory' },
   { overlapsStaging: false },
+  { overlapsScores: true },
+  { overlapsScores: true, queryLoad: 'memory' },
   { keyTile: 32, scoreTile: 16 },
   { keyTile: 32, scoreTile: 16, overlapsStaging: false },
   { queryLoad: 'rounds', overlapsStaging: false },
@@ -153,7 +157,8 @@ export function planMatrix(
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
   const { keyTile, scoreTile = keyTile, longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
-  const { overlapsStaging = true, ownRanges = hasRanges(problem), skipsUnseen = false, onlyRanges = true } = tiles;
+  const { overlapsStaging = true, overlapsScores = false } = tiles;
+  const { ownRanges = hasRanges(problem), skipsUnseen = false, onlyRanges = true } = tiles;
   const queriesFit = problem.type === 'float16' && depth === problem.headDimension && isVector(problem.query, 8);
   return {
     kernel: 'prefill-matrix',
@@ -166,6 +171,7 @@ export function planMatrix(
       KEY_TILE: keyTile,
       SCORE_TILE: scoreTile,
       OVERLAPS_STAGING: overlapsStaging,
+      OVERLAPS_SCORES: overlapsScores && overlapsStaging && scoreTile === keyTile,
       OWN_RANGES: ownRanges,
       SKIPS_UNSEEN: skipsUnseen,
       ONLY_RANGES: onlyRanges,

@@ -7,6 +7,7 @@ export const matrixForms = fc.record({
   longestFirst: fc.boolean(),
   queryLoad: fc.constantFrom('rounds', 'registers', 'memory'),
   overlapsStaging: fc.boolean(),
+  overlapsScores: fc.boolean(),
   ownRanges: fc.boolean(),
   skipsUnseen: fc.boolean(),
   onlyRanges: fc.boolean(),
