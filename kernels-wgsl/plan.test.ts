@@ -6,6 +6,7 @@ import { type AdapterFacts, DEFAULT_ADAPTER } from './adapter.js';
 import { constantsOf, foldBranches } from './fold.js';
 import { type AttentionPlan, planAttention } from './plan.js';
 import { decodeCandidates } from './plan-decode-lanes.js';
+import type { MatrixTiles } from './plan-matrix.js';
 import { headShape } from './plan-prefill.js';
 import { rowCandidates, rowMemory } from './plan-rows.js';
 import { SHADERS } from './shaders/linked.js';
@@ -277,4 +278,36 @@ test('an adapter in software gets little workgroup memory, and small code', (t) 
       t.true(prefillMemory(tiles!, head) <= 8192, `${d} takes ${prefillMemory(tiles!, head)}`);
     }
   }
+});
+
+test('subgroup matrices: order of work, queries from memory and outputs in quads, each where it can be', (t) => {
+  type Type = 'float16' | 'float32';
+  const attention = (
+    dimension: number,
+    attributes: object,
+    matrixTiles: Partial<MatrixTiles>,
+    type: Type = 'float16',
+  ) => {
+    const tensor = { type, shape: [2, 4, 1000, dimension] };
+    const query = 'queryLayout' in attributes ? { type, shape: [2, 4, dimension, 1000] } : tensor;
+    const call = resolveProblem({ ...DEFAULT_ATTRIBUTES, ...attributes }, { Q: query, K: tensor, V: tensor });
+    const options = { matrixTiles: { subgroups: 4, rows: 32, keyTile: 16, ...matrixTiles }, allowsHalfPrecision: true };
+    return planAttention(call, LARGE, options).dispatches[0]!;
+  };
+  t.deepEqual(attention(64, {}, {}).workgroups, [8, 4, 2]);
+  t.deepEqual(attention(64, { isCausal: true }, {}).workgroups, [4, 2, 8]);
+  t.deepEqual(attention(64, { isCausal: true, leftWindow: 100 }, {}).workgroups, [8, 4, 2]);
+  t.deepEqual(attention(64, { isCausal: true }, { longestFirst: false }).workgroups, [8, 4, 2]);
+  const load = (...call: Parameters<typeof attention>) => attention(...call).parameters.QUERY_LOAD;
+  t.is(load(64, {}, { queryLoad: 'memory' }), 2);
+  t.is(load(64, { queryLayout: 'BHDS' }, { queryLoad: 'memory' }), 1);
+  t.is(load(40, {}, { queryLoad: 'memory' }), 1);
+  t.is(load(64, {}, { queryLoad: 'memory' }, 'float32'), 1);
+  t.is(attention(64, {}, {}).parameters.OutputItem, 'vec4<f16>');
+  t.is(attention(20, {}, {}, 'float32').parameters.OutputItem, 'vec4<f32>');
+  t.is(attention(33, {}, {}).parameters.OutputItem, 'f16');
+  t.is(attention(64, { outputLayout: 'BHDS' }, {}).parameters.OutputItem, 'f16');
+  // Larger tiles of keys than of scores take less memory; scores of the next tile need whole tiles.
+  t.is(attention(64, {}, { overlapsScores: true }).parameters.OVERLAPS_SCORES, true);
+  t.is(attention(64, {}, { overlapsScores: true, keyTile: 32, scoreTile: 16 }).parameters.OVERLAPS_SCORES, false);
 });
