@@ -62,7 +62,7 @@ const matrixPlans: fc.Arbitrary<PlanOptions> = fc
     splits: fc.constantFrom(1, 1, 1, 3),
   })
   .map(({ splits, form, ...sizes }) => ({
-    matrixTiles: { ...sizes, scoreTile: 16, ...form },
+    matrixTiles: { ...sizes, ...form },
     splits,
     writesLse: true,
   }));

@@ -32,7 +32,6 @@ const tiles: fc.Arbitrary<MatrixTiles> = fc
     subgroups: fc.constantFrom(1, 2, 3, 5),
     rows: fc.constantFrom(4, 8),
     keyTile: fc.constantFrom(8, 16),
-    scoreTile: fc.constant(8),
     form: matrixForms,
   })
   .map(({ form, ...sizes }) => ({ ...sizes, ...form }));

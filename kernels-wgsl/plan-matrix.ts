@@ -15,14 +15,6 @@ export interface MatrixTiles {
   readonly longestFirst?: boolean;
   /** How queries become matrices, as QUERY_LOAD in shaders/matrices.wesl; `memory` where it can be, else `registers`. */
   readonly queryLoad?: 'rounds' | 'registers' | 'memory';
-  /** Keys whose scores are in workgroup memory at a time; all of a tile by default. */
-  readonly scoreTile?: number;
-  /** As the constants of these names in shaders/matrices.wesl. */
-  readonly overlapsStaging?: boolean;
-  readonly overlapsScores?: boolean;
-  readonly ownRanges?: boolean;
-  readonly skipsUnseen?: boolean;
-  readonly onlyRanges?: boolean;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -36,8 +28,6 @@ const TILES: readonly MatrixTiles[] = [
   { subgroups: 4, rows: 16, keyTile: 32 },
   { subgroups: 2, rows: 16, keyTile: 16 },
   { subgroups: 1, rows: 16, keyTile: 16 },
-  { subgroups: 5, rows: 32, keyTile: 16 },
-  { subgroups: 3, rows: 32, keyTile: 16 },
 ];
 
 /** Registers of 32 bits that a thread's matrices may take. */
@@ -56,67 +46,41 @@ export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixSha
   const { depth, value } = padded(problem, shape);
   const queries = tiles.subgroups * tiles.rows;
   const staged = 2 * tiles.keyTile * (depth + 8 + value + 8);
-  return staged + queries * (4 + 2) * ((tiles.scoreTile ?? tiles.keyTile) + 8) + 64;
+  return staged + queries * (4 * (tiles.keyTile + 8) + 2 * (tiles.keyTile + 8)) + 64;
 }
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
 export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+  const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
-  if (shape === undefined) return [];
-  const ordered = padded(problem, shape).depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
-  return ordered.filter((tiles) => fits(problem, facts, shape, tiles));
-}
-
-/** Whether the tiles divide among matrices and threads, and the adapter has the threads, memory and registers. */
-function fits(problem: AttentionProblem, facts: AdapterFacts, shape: SubgroupMatrixShape, tiles: MatrixTiles): boolean {
-  const { subgroupMinSize: size, subgroupMaxSize, halfFloats } = facts;
-  if (size < 8 || size !== subgroupMaxSize || !halfFloats) return false;
+  if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
   const { depth, value } = padded(problem, shape);
-  const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
-  const lanes = lanesOf(tiles, size);
-  const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
-  const { keyTile, scoreTile = keyTile } = tiles;
-  const blocks = [4 * lanes, shape.N, shape.K].every((part) => scoreTile % part === 0) && keyTile % scoreTile === 0;
-  return (
-    shares &&
-    blocks &&
-    registers <= REGISTER_BUDGET &&
-    tiles.subgroups * size <= facts.workgroupThreads &&
-    matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
-  );
+  const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
+  return ordered.filter((tiles) => {
+    const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
+    const lanes = lanesOf(tiles, size);
+    const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
+    const blocks = tiles.keyTile % (4 * lanes) === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
+    return (
+      shares &&
+      blocks &&
+      registers <= REGISTER_BUDGET &&
+      tiles.subgroups * size <= facts.workgroupThreads &&
+      matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
+    );
+  });
 }
 
 /** Forms of the kernel that are no default, each to be measured beside it. */
-const FORMS: readonly Partial<MatrixTiles>[] = [
-  { queryLoad: 'rounds' },
-  { queryLoad: 'memory' },
-  { overlapsStaging: false },
-  { overlapsScores: true },
-  { overlapsScores: true, queryLoad: 'memory' },
-  { keyTile: 32, scoreTile: 16 },
-  { keyTile: 32, scoreTile: 16, overlapsStaging: false },
-  { queryLoad: 'rounds', overlapsStaging: false },
-];
-
-/** The same, where queries see unlike keys. */
-const RANGE_FORMS: readonly Partial<MatrixTiles>[] = [
-  { longestFirst: false },
-  { skipsUnseen: true },
-  { skipsUnseen: true, queryLoad: 'memory' },
-  { onlyRanges: false },
-  { ownRanges: false },
-  { longestFirst: false, ownRanges: false, onlyRanges: false, queryLoad: 'rounds', overlapsStaging: false },
-];
+const FORMS: readonly Partial<MatrixTiles>[] = [{ queryLoad: 'memory' }, { queryLoad: 'rounds' }];
 
 /** Tiles worth measuring: the planner's own choice in every form, and all others. */
 export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
-  const shape = matrixShape(facts);
   const candidates = matrixCandidates(problem, facts);
   const best = bestTiles(problem, candidates);
-  if (best === undefined || shape === undefined) return [];
-  const forms = [...FORMS, ...(hasRanges(problem) ? RANGE_FORMS : [])]
-    .map((form) => ({ ...best, ...form }))
-    .filter((tiles) => fits(problem, facts, shape, tiles));
+  if (best === undefined) return [];
+  const order = isUneven(problem) ? [{ longestFirst: false }] : [];
+  const forms = [...order, ...FORMS].map((form) => ({ ...best, ...form }));
   return [best, ...forms, ...candidates.filter((tiles) => tiles !== best)];
 }
 
@@ -156,9 +120,7 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const { keyTile, scoreTile = keyTile, longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
-  const { overlapsStaging = true, overlapsScores = false } = tiles;
-  const { ownRanges = hasRanges(problem), skipsUnseen = false, onlyRanges = true } = tiles;
+  const { longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
   const queriesFit = problem.type === 'float16' && depth === problem.headDimension && isVector(problem.query, 8);
   return {
     kernel: 'prefill-matrix',
@@ -168,13 +130,7 @@ export function planMatrix(
       SUBGROUPS: tiles.subgroups,
       ROWS: tiles.rows,
       LANES: lanesOf(tiles, facts.subgroupMinSize),
-      KEY_TILE: keyTile,
-      SCORE_TILE: scoreTile,
-      OVERLAPS_STAGING: overlapsStaging,
-      OVERLAPS_SCORES: overlapsScores && overlapsStaging && scoreTile === keyTile,
-      OWN_RANGES: ownRanges,
-      SKIPS_UNSEEN: skipsUnseen,
-      ONLY_RANGES: onlyRanges,
+      KEY_TILE: tiles.keyTile,
       LONGEST_FIRST: longestFirst,
       QUERY_LOAD: queryLoad === 'rounds' ? 0 : queryLoad === 'memory' && queriesFit ? 2 : 1,
       ...shape,
@@ -186,18 +142,13 @@ export function planMatrix(
     enables: ['f16', 'subgroups', SUBGROUP_MATRIX],
     queryUnit: queryTile,
     headUnit: 1,
-    keyUnit: keyTile,
+    keyUnit: tiles.keyTile,
     splits: options.splits ?? 1,
     grid: ({ queries, heads, batches }, splits) => {
       const queryTiles = Math.ceil(queries / queryTile) * splits;
       return longestFirst ? [heads, batches, queryTiles] : [queryTiles, heads, batches];
     },
   };
-}
-
-/** Whether queries see unlike keys. */
-function hasRanges({ isCausal, rightWindow, leftWindow }: AttentionProblem): boolean {
-  return isCausal || rightWindow >= 0 || leftWindow >= 0;
 }
 
 /** Whether later queries see more keys than earlier ones. */

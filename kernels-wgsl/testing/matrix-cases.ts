@@ -6,11 +6,6 @@ import { type CallSpec, callSpecs } from './problems.js';
 export const matrixForms = fc.record({
   longestFirst: fc.boolean(),
   queryLoad: fc.constantFrom('rounds', 'registers', 'memory'),
-  overlapsStaging: fc.boolean(),
-  overlapsScores: fc.boolean(),
-  ownRanges: fc.boolean(),
-  skipsUnseen: fc.boolean(),
-  onlyRanges: fc.boolean(),
 }) satisfies fc.Arbitrary<Partial<MatrixTiles>>;
 
 /** What a call has of its own, in place of what `callSpecs` draws. */
