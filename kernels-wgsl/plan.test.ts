@@ -307,7 +307,4 @@ test('subgroup matrices: order of work, queries from memory and outputs in quads
   t.is(attention(20, {}, {}, 'float32').parameters.OutputItem, 'vec4<f32>');
   t.is(attention(33, {}, {}).parameters.OutputItem, 'f16');
   t.is(attention(64, { outputLayout: 'BHDS' }, {}).parameters.OutputItem, 'f16');
-  // Larger tiles of keys than of scores take less memory; scores of the next tile need whole tiles.
-  t.is(attention(64, {}, { overlapsScores: true }).parameters.OVERLAPS_SCORES, true);
-  t.is(attention(64, {}, { overlapsScores: true, keyTile: 32, scoreTile: 16 }).parameters.OVERLAPS_SCORES, false);
 });
