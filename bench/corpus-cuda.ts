@@ -2,7 +2,7 @@
  * Every model of the corpus and every standard case of `Attention` through `ort-flash/node` on one device, against the
  * reference outputs that come with them, 16-bit types included.
  *
- *     npx tsx bench/corpus-cuda.ts [--device cuda|cpu|webgpu] [--only TEXT] [--out FILE]
+ *     npx tsx bench/corpus-cuda.ts [--device cuda|cpu|webgpu] [--only TEXT] [--part 1/6] [--out FILE]
  *
  * Writes a line of JSON a model, as it goes, and leaves out what the file has already: the same command goes on after
  * an interruption (`bundle.mjs` packs it for a machine without this package's dependencies). Ends with a table of what differs or failed, and code 1 where anything did.
@@ -19,6 +19,8 @@ const { values: flags } = parseArgs({
   options: {
     device: { type: 'string', default: 'cuda' },
     only: { type: 'string', default: '' },
+    /** `2/6`: the second of six parts, which may run side by side. */
+    part: { type: 'string', default: '1/1' },
     out: { type: 'string' },
   },
 });
@@ -92,7 +94,8 @@ function examples(): Example[] {
     name: `onnx-attention/${standard.name}`,
     tolerance: halves.test(standard.name) ? 1e-2 : 1e-4,
   }));
-  return [...allModels(), ...cases].filter(({ name }) => name.includes(flags.only));
+  const [part, parts] = flags.part.split('/').map(Number) as [number, number];
+  return [...allModels(), ...cases].filter(({ name }, i) => name.includes(flags.only) && i % parts === part - 1);
 }
 
 mkdirSync(dirname(file), { recursive: true });
