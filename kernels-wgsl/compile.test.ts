@@ -35,8 +35,8 @@ const MATRICES = {
 
 /** Everything that is no default, at its one end and at its other. */
 const MATRIX_FORMS = [
-  { longestFirst: true, queryLoad: 'memory' },
-  { longestFirst: false, queryLoad: 'rounds' },
+  { longestFirst: true, queriesAtOnce: true },
+  { longestFirst: false, queriesAtOnce: false },
 ] as const;
 
 /** Everything that is no default. */

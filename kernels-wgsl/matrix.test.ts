@@ -4,9 +4,7 @@
  */
 import test from 'ava';
 import fc from 'fast-check';
-import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import { referenceAttention } from '../graph-rewrite/op/reference.js';
-import { isVector } from './features.js';
 import { FlashAttention, type MatrixTiles, type PlanOptions } from './index.js';
 import { openDevice } from './testing/device.js';
 import { emulateMatrices } from './testing/emulated-matrices.js';
@@ -43,12 +41,6 @@ const plans: fc.Arbitrary<PlanOptions> = fc.record({
   allowsHalfPrecision: fc.constant(true),
 });
 
-/** Matrices straight from memory: the planner takes float16 for that, which is float32 here, as are its alignments. */
-function emulatedLoad(problem: AttentionProblem, plan: PlanOptions): PlanOptions {
-  const isPossible = problem.headDimension % 4 === 0 && isVector(problem.query);
-  return plan.matrixTiles?.queryLoad === 'memory' && isPossible ? { parameters: { QUERY_LOAD: 2 } } : {};
-}
-
 /** Rows of nothing but keys masked by −3·10³⁸ have an LSE about there, which the kernels clamp. */
 const clampLse = (x: number) => (Number.isFinite(x) ? Math.max(x, -1e30) : x);
 
@@ -61,7 +53,6 @@ withSubgroups('random calls of every kind agree with the reference', async (t) =
       const expected = referenceAttention(call.problem, call.reference);
       const { Y, lse } = await runAttention(flash, call.problem, call.gpu, {
         ...plan,
-        ...emulatedLoad(call.problem, plan),
       });
       const errors = {
         Y: relativeError(Y, expected.Y),

@@ -1,7 +1,7 @@
 import type { AttentionProblem } from '../graph-rewrite/op/problem.js';
 import type { AdapterFacts, SubgroupMatrixShape } from './adapter.js';
 import type { PlannedTensors } from './coverage.js';
-import { isVector, readingParameters } from './features.js';
+import { readingParameters } from './features.js';
 import type { KernelChoice, PlanOptions } from './plan.js';
 import { SUBGROUP_MATRIX } from './specialize.js';
 
@@ -13,8 +13,11 @@ export interface MatrixTiles {
   readonly keyTile: number;
   /** Begin with the query tiles that see most keys, in all heads; by default where they see unlike numbers of keys. */
   readonly longestFirst?: boolean;
-  /** How queries become matrices, as QUERY_LOAD in shaders/matrices.wesl; `memory` where it can be, else `registers`. */
-  readonly queryLoad?: 'rounds' | 'registers' | 'memory';
+  /**
+   * All queries of a workgroup are fetched to registers at once, and outputs written in quads; by default where the loop
+   * leaves registers for it.
+   */
+  readonly queriesAtOnce?: boolean;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -32,6 +35,18 @@ const TILES: readonly MatrixTiles[] = [
 
 /** Registers of 32 bits that a thread's matrices may take. */
 const REGISTER_BUDGET = 210;
+/** And with which the compiler has some left; it spills where more is asked of it. */
+const EASY_REGISTERS = 150;
+
+function registersOf(
+  problem: AttentionProblem,
+  shape: SubgroupMatrixShape,
+  { rows }: MatrixTiles,
+  size: number,
+): number {
+  const { depth, value } = padded(problem, shape);
+  return (rows / size) * (depth / 2 + value + shape.N);
+}
 
 /** Head dimensions padded to whole matrices. */
 function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
@@ -54,25 +69,23 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
   if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
-  const { depth, value } = padded(problem, shape);
-  const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
+  const ordered = padded(problem, shape).depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
   return ordered.filter((tiles) => {
-    const registers = (tiles.rows / size) * (depth / 2 + value + shape.N);
     const lanes = lanesOf(tiles, size);
     const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
     const blocks = tiles.keyTile % (4 * lanes) === 0 && tiles.keyTile % shape.N === 0 && tiles.keyTile % shape.K === 0;
     return (
       shares &&
       blocks &&
-      registers <= REGISTER_BUDGET &&
+      registersOf(problem, shape, tiles, size) <= REGISTER_BUDGET &&
       tiles.subgroups * size <= facts.workgroupThreads &&
       matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
     );
   });
 }
 
-/** Forms of the kernel that are no default, each to be measured beside it. */
-const FORMS: readonly Partial<MatrixTiles>[] = [{ queryLoad: 'memory' }, { queryLoad: 'rounds' }];
+/** Forms of the kernel, each to be measured beside the planner's own. */
+const FORMS: readonly Partial<MatrixTiles>[] = [{ queriesAtOnce: true }, { queriesAtOnce: false }];
 
 /** Tiles worth measuring: the planner's own choice in every form, and all others. */
 export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
@@ -90,7 +103,7 @@ function lanesOf(tiles: MatrixTiles, size: number): number {
 }
 
 /** The largest shape of the adapter's. */
-function matrixShape(facts: AdapterFacts): SubgroupMatrixShape | undefined {
+export function matrixShape(facts: AdapterFacts): SubgroupMatrixShape | undefined {
   return [...facts.subgroupMatrices].sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K)[0];
 }
 
@@ -120,8 +133,8 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const { longestFirst = isUneven(problem), queryLoad = 'registers' } = tiles;
-  const queriesFit = problem.type === 'float16' && depth === problem.headDimension && isVector(problem.query, 8);
+  const isEasy = registersOf(problem, shape, tiles, facts.subgroupMinSize) <= EASY_REGISTERS;
+  const { longestFirst = isUneven(problem), queriesAtOnce = isEasy } = tiles;
   return {
     kernel: 'prefill-matrix',
     parameters: {
@@ -132,7 +145,7 @@ export function planMatrix(
       LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
       LONGEST_FIRST: longestFirst,
-      QUERY_LOAD: queryLoad === 'rounds' ? 0 : queryLoad === 'memory' && queriesFit ? 2 : 1,
+      QUERIES_AT_ONCE: queriesAtOnce,
       ...shape,
       DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
       VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
@@ -144,6 +157,7 @@ export function planMatrix(
     headUnit: 1,
     keyUnit: tiles.keyTile,
     splits: options.splits ?? 1,
+    writesElements: !queriesAtOnce,
     grid: ({ queries, heads, batches }, splits) => {
       const queryTiles = Math.ceil(queries / queryTile) * splits;
       return longestFirst ? [heads, batches, queryTiles] : [queryTiles, heads, batches];

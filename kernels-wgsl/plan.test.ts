@@ -280,7 +280,7 @@ test('an adapter in software gets little workgroup memory, and small code', (t) 
   }
 });
 
-test('subgroup matrices: order of work, queries from memory and outputs in quads, each where it can be', (t) => {
+test('subgroup matrices: order of work, queries at once and outputs in quads, each where it can be', (t) => {
   type Type = 'float16' | 'float32';
   const attention = (
     dimension: number,
@@ -289,8 +289,7 @@ test('subgroup matrices: order of work, queries from memory and outputs in quads
     type: Type = 'float16',
   ) => {
     const tensor = { type, shape: [2, 4, 1000, dimension] };
-    const query = 'queryLayout' in attributes ? { type, shape: [2, 4, dimension, 1000] } : tensor;
-    const call = resolveProblem({ ...DEFAULT_ATTRIBUTES, ...attributes }, { Q: query, K: tensor, V: tensor });
+    const call = resolveProblem({ ...DEFAULT_ATTRIBUTES, ...attributes }, { Q: tensor, K: tensor, V: tensor });
     const options = { matrixTiles: { subgroups: 4, rows: 32, keyTile: 16, ...matrixTiles }, allowsHalfPrecision: true };
     return planAttention(call, LARGE, options).dispatches[0]!;
   };
@@ -298,11 +297,13 @@ test('subgroup matrices: order of work, queries from memory and outputs in quads
   t.deepEqual(attention(64, { isCausal: true }, {}).workgroups, [4, 2, 8]);
   t.deepEqual(attention(64, { isCausal: true, leftWindow: 100 }, {}).workgroups, [8, 4, 2]);
   t.deepEqual(attention(64, { isCausal: true }, { longestFirst: false }).workgroups, [8, 4, 2]);
-  const load = (...call: Parameters<typeof attention>) => attention(...call).parameters.QUERY_LOAD;
-  t.is(load(64, {}, { queryLoad: 'memory' }), 2);
-  t.is(load(64, { queryLayout: 'BHDS' }, { queryLoad: 'memory' }), 1);
-  t.is(load(40, {}, { queryLoad: 'memory' }), 1);
-  t.is(load(64, {}, { queryLoad: 'memory' }, 'float32'), 1);
+  const atOnce = (...call: Parameters<typeof attention>) => attention(...call).parameters.QUERIES_AT_ONCE;
+  t.true(atOnce(64, {}, {}));
+  t.false(atOnce(64, {}, { queriesAtOnce: false }));
+  // With 32 rows at 128 the loop has no register to spare, with 16 it has.
+  t.false(atOnce(128, {}, {}));
+  t.is(attention(128, {}, {}).parameters.OutputItem, 'f16');
+  t.true(atOnce(128, {}, { rows: 16 }));
   t.is(attention(64, {}, {}).parameters.OutputItem, 'vec4<f16>');
   t.is(attention(20, {}, {}, 'float32').parameters.OutputItem, 'vec4<f32>');
   t.is(attention(33, {}, {}).parameters.OutputItem, 'f16');

@@ -64,6 +64,8 @@ export interface KernelChoice {
   readonly keyUnit: number;
   /** Splits wished for. */
   readonly splits: number;
+  /** Outputs are written one element at a time, wherever they lie. */
+  readonly writesElements?: boolean;
   readonly grid: (coverage: Coverage, splits: number) => readonly [number, number, number];
 }
 
@@ -187,7 +189,7 @@ function planKernel(
   const { kernel, enables, grid } = choice;
   const isSplit = splits > 1;
   const parameters = {
-    ...outputParameters(problem, isSplit),
+    ...outputParameters(problem, isSplit, choice.writesElements),
     ...choice.parameters,
     IS_SPLIT: isSplit,
   };

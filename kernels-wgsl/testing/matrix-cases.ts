@@ -5,7 +5,7 @@ import { type CallSpec, callSpecs } from './problems.js';
 /** Every form of the subgroup-matrix kernel, apart from the sizes of its tiles. */
 export const matrixForms = fc.record({
   longestFirst: fc.boolean(),
-  queryLoad: fc.constantFrom('rounds', 'registers', 'memory'),
+  queriesAtOnce: fc.boolean(),
 }) satisfies fc.Arbitrary<Partial<MatrixTiles>>;
 
 /** What a call has of its own, in place of what `callSpecs` draws. */
