@@ -264,12 +264,12 @@ export class AutoSession extends FlashSessionHandler {
 
   /** Takes a run's time: from its start, or the end of the one before, until the GPU is done with it. */
   #watch(start: number, shape: string, form: SessionForm, results: Tensors): void {
-    const isTimed = this.#times.wants(shape, form);
+    const isTimed = this.#times.wants(shape, form, start);
     const end = () => {
       const now = performance.now();
       const milliseconds = now - Math.max(start, this.#lastEnd);
       this.#lastEnd = now;
-      if (isTimed) this.#times.record(shape, form, milliseconds);
+      if (isTimed) this.#times.record(shape, form, milliseconds, now);
       if (++this.#runs > FIRST_RUNS) this.#spent += isTimed ? milliseconds : (this.#times.of(shape, form) ?? 0);
     };
     const isOnGpu = Object.values(results).every(({ location }) => location === 'gpu-buffer');

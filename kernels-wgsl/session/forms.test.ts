@@ -170,14 +170,22 @@ test('a run that only the kernels can carry out goes there at once, and back pay
 test('what runs took puts estimates right, once there are enough of them', (t) => {
   const times = new RunTimes();
   const estimates = { kernels: 10, fused: 6 };
-  for (const milliseconds of [500, 30, 31]) times.record('a', 'kernels', milliseconds);
+  for (const milliseconds of [500, 30, 31]) times.record('a', 'kernels', milliseconds, 0);
   t.deepEqual(times.correct('a', estimates, 'kernels'), estimates);
-  times.record('a', 'kernels', 29);
+  times.record('a', 'kernels', 29, 0);
   t.deepEqual(times.correct('a', estimates, 'kernels'), { kernels: 30, fused: 26 });
-  for (const milliseconds of [400, 33, 33, 33]) times.record('a', 'fused', milliseconds);
+  for (const milliseconds of [400, 33, 33, 33]) times.record('a', 'fused', milliseconds, 0);
   t.deepEqual(times.correct('a', estimates, 'fused'), { kernels: 30, fused: 33 });
   t.deepEqual(times.correct('b', estimates, 'fused'), estimates);
-  t.true(times.wants('a', 'fused'));
-  for (let i = 0; i < 4; i++) times.record('a', 'fused', 33);
-  t.false(times.wants('a', 'fused'));
+  t.true(times.wants('a', 'fused', 0));
+  for (let i = 0; i < 4; i++) times.record('a', 'fused', 33, 100);
+  t.false(times.wants('a', 'fused', 5000));
+  // What was optimised since is faster.
+  t.true(times.wants('a', 'fused', 20_000));
+  for (let i = 0; i < 8; i++) {
+    t.true(times.wants('a', 'fused', 20_000 + i));
+    times.record('a', 'fused', 12, 20_000 + i);
+  }
+  t.is(times.of('a', 'fused'), 12);
+  t.false(times.wants('a', 'fused', 20_100));
 });

@@ -100,32 +100,48 @@ export function cheapest(milliseconds: FormMilliseconds): SessionForm {
   return known.reduce((best, form) => (milliseconds[form]! < milliseconds[best]! ? form : best), known[0] ?? 'kernels');
 }
 
-/** Runs of one shape and form that are timed. The first compiles, and does not count. */
+/** Runs of one shape and form that are timed at a time. The first compiles, and does not count. */
 const TIMED_RUNS = 8;
 /** Timed runs from which on their median counts. */
 const LEAST_TIMED = 3;
+/** Milliseconds after which runs are timed anew: JavaScript and WebAssembly are faster once a VM has optimised them. */
+const TIMES_LAST = 10_000;
 /** Shapes whose times are remembered. */
 const REMEMBERED_SHAPES = 64;
 
-/** Times that runs took, by their inputs' shapes and by form. */
+/** Times of runs of one shape in one form, the last ones. */
+interface Series {
+  readonly times: readonly number[];
+  /** How many were taken since they last became old, and when the last was. */
+  readonly fresh: number;
+  readonly end: number;
+}
+
+/** Times that runs took, by their inputs' shapes and by form. Moments are milliseconds, as of `performance.now()`. */
 export class RunTimes {
-  readonly #times = new Map<string, Map<SessionForm, number[]>>();
+  readonly #series = new Map<string, Map<SessionForm, Series>>();
 
   /** Whether another time is of use. */
-  wants(shape: string, form: SessionForm): boolean {
-    return (this.#times.get(shape)?.get(form)?.length ?? 0) < TIMED_RUNS;
+  wants(shape: string, form: SessionForm, now: number): boolean {
+    const known = this.#series.get(shape)?.get(form);
+    return known === undefined || known.fresh < TIMED_RUNS || now - known.end > TIMES_LAST;
   }
 
-  record(shape: string, form: SessionForm, milliseconds: number): void {
-    const times = this.#times.get(shape) ?? new Map<SessionForm, number[]>();
-    times.set(form, [...(times.get(form) ?? []), milliseconds]);
-    this.#times.set(shape, times);
-    if (this.#times.size > REMEMBERED_SHAPES) this.#times.delete(this.#times.keys().next().value!);
+  record(shape: string, form: SessionForm, milliseconds: number, now: number): void {
+    const forms = this.#series.get(shape) ?? new Map<SessionForm, Series>();
+    const { times, fresh, end } = forms.get(form) ?? { times: [], fresh: 0, end: now };
+    forms.set(form, {
+      times: [...times, milliseconds].slice(-TIMED_RUNS),
+      fresh: now - end > TIMES_LAST ? 1 : fresh + 1,
+      end: now,
+    });
+    this.#series.set(shape, forms);
+    if (this.#series.size > REMEMBERED_SHAPES) this.#series.delete(this.#series.keys().next().value!);
   }
 
   /** The median; undefined where too few are known. */
   of(shape: string, form: SessionForm): number | undefined {
-    const counted = this.#times.get(shape)?.get(form)?.slice(1) ?? [];
+    const counted = this.#series.get(shape)?.get(form)?.times.slice(1) ?? [];
     if (counted.length < LEAST_TIMED) return undefined;
     const sorted = [...counted].sort((a, b) => a - b);
     return sorted[Math.floor(sorted.length / 2)];
