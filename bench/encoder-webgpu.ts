@@ -1,13 +1,13 @@
 /**
  * A whole model on WebGPU: a 12-layer encoder, 768 wide, 12 heads, batch 1, through `ort-flash/web` against ONNX Runtime
  * on the untouched model and on its MultiHeadAttention, same device, same run: `kernels` is `flash: 'on'`; `auto` is
- * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle, or known as it opens. Then the length at which the
- * untouched model fails. Under Node, over Dawn:
+ * `flash: 'auto'`, the model's lengths left open, once it has seen enough runs to settle, or known as it opens. Then the
+ * length at which the untouched model fails. Under Node, over Dawn:
  *
  *     npx tsx bench/encoder-webgpu.ts --device gpu [--tokens 128,512,4096] [--type float16] [--only-limit] [--out FILE] [--json]
  *
  * Inputs and outputs stay on the GPU. Times are wall-clock time of many runs without waiting in between, until the GPU is
- * done with the last: the median of three passes, after two that do not count; of one run where that takes over a second. `--device swiftshader` (the default) runs
+ * done with the last: the median of three passes, the forms in turns. `--device swiftshader` (the default) runs
  * a small model on the CPU: to try the benchmark, and no measurement of a GPU.
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
@@ -54,7 +54,8 @@ const lengths = flags.tokens ? flags.tokens.split(',').map(Number) : defaults;
 /** A run that gives no answer must not keep the others from being measured. */
 const DEADLINE_MS = isHardware ? 60_000 : 600_000;
 /** Time that a pass of runs takes, about. */
-const PASS_MS = isHardware ? 1000 : 100;
+const PASS_MS = isHardware ? 700 : 100;
+const TURNS = 3;
 /** Time until V8 has optimised what runs. */
 const WARM_MS = isHardware ? 14_000 : 0;
 /** Time after which `auto` has measured what there is to choose from, and lost what makes it choose. */
@@ -143,45 +144,56 @@ async function hiddenStates(tokens: number, type: Type) {
   return { device, buffer, tensor: Tensor.fromGpuBuffer(buffer, { dataType: type, dims: [1, tokens, shape.width] }) };
 }
 
-interface Measured {
-  readonly milliseconds: number;
-  readonly output: ArrayLike<number>;
-  /** What the session says of itself after the last run. */
-  readonly text: string;
-}
+/** One form at one length: an open session with its input on the GPU, and the times of its passes so far. */
+class Subject {
+  readonly times: number[] = [];
+  #runs = 1;
 
-/** Median wall-clock time of a run, and its output. */
-async function measure(form: Form | typeof REFERENCE, tokens: number, timed = true): Promise<Measured> {
-  const session = await open(form, tokens);
-  const { device, buffer, tensor } = await hiddenStates(tokens, form === REFERENCE ? 'float32' : type);
-  try {
-    const run = async () => {
-      const { last_hidden_state } = await session.run({ hidden_states: tensor });
-      return last_hidden_state!;
-    };
-    const pass = async (runs: number) => {
-      const start = performance.now();
-      for (let i = 0; i < runs; i++) (await run()).dispose();
-      await device.queue.onSubmittedWorkDone();
-      return (performance.now() - start) / runs;
-    };
-    const first = await run();
-    const data = await first.getData();
+  private constructor(
+    readonly session: Session,
+    readonly input: Awaited<ReturnType<typeof hiddenStates>>,
+    readonly output: ArrayLike<number>,
+  ) {}
+
+  static async open(form: Form | typeof REFERENCE, tokens: number): Promise<Subject> {
+    const session = await open(form, tokens);
+    const input = await hiddenStates(tokens, form === REFERENCE ? 'float32' : type);
+    const { last_hidden_state: first } = await session.run({ hidden_states: input.tensor });
+    const data = await first!.getData();
+    first!.dispose();
     // Node has no float16 array: these are its bits.
     const output = data instanceof Uint16Array ? decodeHalf(data, 'float16') : (data as Float32Array);
-    first.dispose();
-    if (!timed) return { milliseconds: Number.NaN, output, text: session.explain().text };
+    return new Subject(session, input, output);
+  }
+
+  /** Milliseconds of a run, of so many without waiting in between. */
+  async pass(runs: number): Promise<number> {
     const start = performance.now();
-    while (form === 'auto' && performance.now() - start < SETTLE_MS) await pass(10);
-    await pass(1);
-    const once = await pass(1);
-    if (once > PASS_MS) return { milliseconds: once, output, text: session.explain().text };
-    const runs = Math.max(1, Math.min(50, Math.ceil(PASS_MS / once)));
-    const times = [await pass(runs), await pass(runs), await pass(runs)].sort((a, b) => a - b);
-    return { milliseconds: times[1]!, output, text: session.explain().text };
-  } finally {
-    buffer.destroy();
-    await session.release();
+    for (let i = 0; i < runs; i++)
+      (await this.session.run({ hidden_states: this.input.tensor })).last_hidden_state!.dispose();
+    await this.input.device.queue.onSubmittedWorkDone();
+    return (performance.now() - start) / runs;
+  }
+
+  async settle(milliseconds: number): Promise<void> {
+    const start = performance.now();
+    while (performance.now() - start < milliseconds) await this.pass(10);
+    this.#runs = Math.max(1, Math.min(50, Math.ceil(PASS_MS / (await this.pass(1)))));
+  }
+
+  async measure(): Promise<void> {
+    // What ran before was another form: the first run finds neither caches nor clocks as it left them.
+    await this.pass(1);
+    this.times.push(await this.pass(this.#runs));
+  }
+
+  get milliseconds(): number {
+    return [...this.times].sort((x, y) => x - y)[this.times.length >> 1]!;
+  }
+
+  async close(): Promise<void> {
+    this.input.buffer.destroy();
+    await this.session.release();
   }
 }
 
@@ -210,40 +222,58 @@ interface Row {
   readonly errors: Readonly<Partial<Record<Form, number>>>;
 }
 
+/** Outputs of a form, and nothing measured. */
+async function outputOf(form: Form | typeof REFERENCE, tokens: number): Promise<ArrayLike<number>> {
+  const subject = await Subject.open(form, tokens);
+  await subject.close();
+  return subject.output;
+}
+
+/** All forms at one length, in turns: clocks, and what V8 has optimised, change as time goes by. */
 async function compare(tokens: number): Promise<Row> {
-  const results = new Map<Form, Measured | string>();
-  for (const form of Object.keys(FORMS) as Form[]) {
+  const subjects = new Map<Form, Subject>();
+  const failures = new Map<Form, string>();
+  const attempt = async (form: Form, work: () => Promise<void>) => {
     say(`${tokens} tokens, ${form}`);
-    const outcome = withDeadline(measure(form, tokens));
-    results.set(form, await outcome.catch((error: unknown) => String(error).split('\n')[0]!));
-  }
-  const timeOf = (form: Form) => {
-    const result = results.get(form)!;
-    return typeof result === 'string' ? result : result.milliseconds;
+    await withDeadline(work()).catch((error: unknown) => {
+      failures.set(form, String(error).split('\n')[0]!);
+      subjects.delete(form);
+    });
   };
+  for (const form of Object.keys(FORMS) as Form[])
+    await attempt(form, async () => {
+      const subject = await Subject.open(form, tokens);
+      subjects.set(form, subject);
+      await subject.settle(form === 'auto' ? SETTLE_MS : 0);
+    });
+  for (let turn = 0; turn < TURNS; turn++)
+    for (const [form, subject] of [...subjects]) await attempt(form, () => subject.measure());
+  const reference = await withDeadline(outputOf(REFERENCE, tokens)).catch(() => undefined);
+  const errors: Partial<Record<Form, number>> = {};
+  for (const [form, { output }] of subjects)
+    if (reference !== undefined) errors[form] = relativeDifference(output, reference);
+  const chosen = subjects.get('auto')?.session.explain().text;
+  for (const subject of subjects.values()) await subject.close();
+  return { tokens, ...timesOf(subjects, failures), chosen, errors };
+}
+
+function timesOf(
+  subjects: ReadonlyMap<Form, Subject>,
+  failures: ReadonlyMap<Form, string>,
+): Pick<Row, 'milliseconds' | 'times'> {
+  const timeOf = (form: Form) => subjects.get(form)?.milliseconds ?? failures.get(form)!;
   const milliseconds = Object.fromEntries((Object.keys(FORMS) as Form[]).map((form) => [form, timeOf(form)]));
   const theirs = [milliseconds.MultiHeadAttention, milliseconds.decomposed];
   const best = Math.min(...theirs.filter((time) => typeof time === 'number'));
   const over = (time: number | string | undefined) =>
     typeof time === 'number' && Number.isFinite(best) ? best / time : undefined;
-  const auto = results.get('auto')!;
-  const reference = await withDeadline(measure(REFERENCE, tokens, false)).catch(() => undefined);
-  const errors: Partial<Record<Form, number>> = {};
-  for (const form of ['kernels', 'MultiHeadAttention', 'decomposed'] as const) {
-    const result = results.get(form)!;
-    if (reference !== undefined && typeof result !== 'string')
-      errors[form] = relativeDifference(result.output, reference.output);
-  }
   return {
-    tokens,
     milliseconds: milliseconds as Record<Form, number | string>,
     times: {
       kernels: over(milliseconds.kernels),
       auto: over(milliseconds.auto),
       known: over(milliseconds['auto, length known']),
     },
-    chosen: typeof auto === 'string' ? undefined : auto.text,
-    errors,
   };
 }
 
@@ -271,13 +301,13 @@ async function findLimit(): Promise<Limit> {
   const [from, to] = isHardware ? [16_384, 131_072] : [256, 512];
   for (let tokens = from; tokens <= to; tokens *= 2) {
     say(`${tokens} tokens, untouched`);
-    const finite = ({ output }: Measured) => Array.prototype.every.call(output, Number.isFinite);
+    const finite = (output: ArrayLike<number>) => Array.prototype.every.call(output, Number.isFinite);
     try {
-      if (finite(await withDeadline(measure('decomposed', tokens, false)))) continue;
+      if (finite(await withDeadline(outputOf('decomposed', tokens)))) continue;
       throw new Error('its outputs are not finite');
     } catch (error) {
       say(`${tokens} tokens, auto`);
-      const ours = await withDeadline(measure('auto', tokens, false)).then(finite, (e: unknown) => String(e));
+      const ours = await withDeadline(outputOf('auto', tokens)).then(finite, (e: unknown) => String(e));
       return { tokens, error: String(error).split('\n')[0]!, ours };
     }
   }
