@@ -13,6 +13,6 @@ export * from './op/node.js';
 export * from './op/problem.js';
 export * from './op/reference.js';
 export * from './op/site.js';
-export * from './op/standard.js';
+export { isStandardAttention, readStandardAttention } from './op/standard.js';
 export * from './report.js';
 export { type RewriteOptions, rewriteModel } from './rewrite.js';

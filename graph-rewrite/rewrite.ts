@@ -2,8 +2,8 @@ import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
 import { Model } from './graph/graph.js';
 import { isCandidate } from './inline/calls.js';
+import { editWithoutCalls } from './inline/edit.js';
 import { Expansion } from './inline/expansion.js';
-import { foldBack, takeSnapshot } from './inline/fold.js';
 import { type LoweringOptions, type LoweringTarget, lowerModel } from './lower.js';
 import { measureMovement } from './movement.js';
 import type { FunctionProto, ModelProto } from './onnx/proto.js';
@@ -33,15 +33,10 @@ export interface RewriteOptions extends LoweringOptions {
  */
 export function rewriteModel(proto: ModelProto, options: RewriteOptions = {}): RewriteReport {
   validateModel(proto);
-  const expansion = Expansion.of(proto);
-  if (!expansion) return rewriteGraphs(proto, [], options).report;
-  const snapshot = takeSnapshot(expansion);
-  const { report, changed } = rewriteGraphs(expansion.model, sitesInFunctions(expansion), options);
-  if (changed) {
-    foldBack(expansion, snapshot, proto);
-    adopt(proto, expansion.model);
-  }
-  return report;
+  return editWithoutCalls(proto, (model, expansion) => {
+    const { report, changed } = rewriteGraphs(model, expansion ? sitesInFunctions(expansion) : [], options);
+    return { result: report, changed };
+  });
 }
 
 /**
@@ -83,13 +78,6 @@ function rewriteGraphs(
   const after = new Model(proto);
   const report = { ...summarise(sites, before, takeStock(after, new Inference(after))), lowered };
   return { report, changed: fused || lowered.length > 0 };
-}
-
-/** Gives a model the content of another that was made from it; what both have stays the object that it is. */
-function adopt(proto: ModelProto, { graph, functions, opset_import, ir_version }: ModelProto): void {
-  const { node, initializer, value_info } = graph!;
-  Object.assign(proto.graph!, { node, initializer, value_info });
-  Object.assign(proto, { functions, opset_import, ir_version });
 }
 
 function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {

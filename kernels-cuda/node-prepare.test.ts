@@ -6,6 +6,7 @@ import anyTest, { type ExecutionContext, type TestFn } from 'ava';
 import { decodeModel, encodeModel, rewriteModel } from '../graph-rewrite/index.js';
 import { DataLocation, type ModelProto, StringStringEntryProto } from '../graph-rewrite/onnx/proto.js';
 import { allModels, bundledModel, bundledModels, type ModelExample, readTestData } from '../models/corpus.js';
+import { bundledCaseFolder } from '../test/web-standard.js';
 import { createTensor, type FlashMode, InferenceSession, type Tensor } from './index.js';
 import { addonPath } from './node-paths.js';
 import { prepareModel } from './node-prepare.js';
@@ -107,6 +108,31 @@ test('each device is given attention that suits it', async (t) => {
   const blocks = '2 attentions a block of queries at a time';
   for (const masked of ['bert-sdpa-dyn18', 'bert-ts11'])
     t.deepEqual(await notes(masked), ['2 attentions by our kernels', blocks, undefined], masked);
+});
+
+test('an attention whose scores are an output becomes operators where CUDA is to give them', async (t) => {
+  const file = (name: string) => join(bundledCaseFolder, name, 'model.onnx');
+  const operatorsOf = ({ model }: { model: string | Uint8Array }) =>
+    typeof model === 'string' ? undefined : decodeModel(model).graph!.node.map(({ op_type: type }) => type);
+  for (const name of ['test_attention_4d_with_qk_matmul_bias', 'test_attention_local_window_gqa_rank4_mask']) {
+    for (const carrier of ['kernels', 'cuda'] as const) {
+      const prepared = await prepareModel(file(name), carrier, 'auto');
+      t.is(prepared.note, '1 attention by plain operators', name);
+      t.true(operatorsOf(prepared)!.includes('Softmax'));
+      t.false(operatorsOf(prepared)!.includes('Attention'));
+      await t.throwsAsync(prepareModel(file(name), carrier, 'on'), {
+        message: /no attention of the model can be fused/,
+      });
+      t.is((await prepareModel(file(name), carrier, 'off')).model, file(name));
+    }
+    t.is((await prepareModel(file(name), 'cpu', 'auto')).model, file(name));
+  }
+  // What ONNX Runtime's operator gives on CUDA stays with it: the products, and no window.
+  const products = decodeModel(new Uint8Array(readFileSync(file('test_attention_4d_with_qk_matmul_bias'))));
+  const [node] = products.graph!.node;
+  node!.attribute = node!.attribute.filter(({ name }) => name !== 'qk_matmul_output_mode');
+  const bytes = encodeModel(products);
+  t.is((await prepareModel(bytes, 'kernels', 'auto')).model, bytes);
 });
 
 test('flash says whether a model is fused', async (t) => {

@@ -1,12 +1,14 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { expandScores } from '../graph-rewrite/expand-scores.js';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../graph-rewrite/onnx/external.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
 import { FLASH_ATTENTION_OP } from '../graph-rewrite/op/definition.js';
 import type { OrtProvider } from '../graph-rewrite/op/lower.js';
+import type { ScoresSite } from '../graph-rewrite/op/standard-attention.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 
 /** What carries out attention in a session: our kernels, or what an execution provider of ONNX Runtime has itself. */
@@ -48,7 +50,7 @@ export async function prepareModel(
   if (flash === 'off') return asItIs(undefined);
   try {
     const prepared = await rewrite(model, carrier, dataFolders);
-    if (prepared !== undefined) return prepared;
+    if (prepared !== undefined && (prepared.isFused || flash === 'auto')) return prepared;
     if (flash === 'auto') return asItIs(undefined);
   } catch (error) {
     if (flash === 'on' || !(error instanceof OrtFlashError)) throw error;
@@ -61,7 +63,7 @@ async function rewrite(
   model: string | Uint8Array,
   carrier: AttentionCarrier,
   dataFolders: boolean,
-): Promise<PreparedModel | undefined> {
+): Promise<(PreparedModel & { readonly isFused: boolean }) | undefined> {
   const file = typeof model === 'string' ? model : undefined;
   const bytes = typeof model === 'string' ? await readModel(model) : model;
   // ONNX Runtime says itself what it cannot read.
@@ -75,13 +77,21 @@ async function rewrite(
     if (operator === FLASH_ATTENTION_OP) return carrier === 'kernels' || inBlocks > 0;
     return count > (before.get(operator) ?? 0);
   });
-  if (fused.length === 0) return undefined;
+  const isFused = fused.length > 0;
+  const expanded = carrier === 'cpu' ? 0 : expandScores(proto, isBeyondCuda);
+  if (!isFused && expanded === 0) return undefined;
   const external = hasExternalData(proto);
   if (external && !dataFolders)
     throw new OrtFlashError('unsupported', 'rewriting a model with external data needs the addon');
   const configEntries: Record<string, string> = {};
   if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
-  return { model: encodeModel(proto), configEntries, note: describeAttentions(after, carrier, inBlocks) };
+  const note = describeAttentions(countAttentions(proto), carrier, inBlocks, expanded);
+  return { model: encodeModel(proto), configEntries, note, isFused };
+}
+
+/** Whether ONNX Runtime 1.29's `Attention` on CUDA refuses a site: it gives the products of mode 0 only, and no window. */
+function isBeyondCuda({ mode, leftWindow, rightWindow }: ScoresSite): boolean {
+  return mode !== 0 || leftWindow >= 0 || rightWindow >= 0;
 }
 
 function hasExternalData(proto: ModelProto): boolean {
@@ -108,7 +118,12 @@ async function readModel(file: string): Promise<Uint8Array | undefined> {
 }
 
 /** `12 attentions by MultiHeadAttention, 1 a block of queries at a time`. */
-function describeAttentions(counts: ReadonlyMap<string, number>, carrier: AttentionCarrier, inBlocks: number): string {
+function describeAttentions(
+  counts: ReadonlyMap<string, number>,
+  carrier: AttentionCarrier,
+  inBlocks: number,
+  expanded: number,
+): string {
   const ways = Array.from(counts, ([operator, count]): [number, string][] => {
     if (operator !== FLASH_ATTENTION_OP) return [[count, `by ${operator}`]];
     if (carrier === 'kernels') return [[count, 'by our kernels']];
@@ -118,8 +133,7 @@ function describeAttentions(counts: ReadonlyMap<string, number>, carrier: Attent
       [whole, `by ${whole === 1 ? 'its' : 'their'} function body`],
     ];
   });
-  return ways
-    .flat()
+  return [...ways.flat(), [expanded, 'by plain operators'] as const]
     .filter(([count]) => count > 0)
     .map(([count, way]) => `${count} attention${count === 1 ? '' : 's'} ${way}`)
     .join(', ');

@@ -4,7 +4,7 @@ import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { DataType } from '../graph-rewrite/onnx/proto.js';
 import { FLASH_ATTENTION_DOMAIN } from '../graph-rewrite/op/definition.js';
-import type { LoweredSite, SiteReport } from '../graph-rewrite/report.js';
+import type { SiteReport } from '../graph-rewrite/report.js';
 import type { FormChoice } from './session/auto-session.js';
 import type { AttentionFacts } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
@@ -15,6 +15,7 @@ import { WholeSessionHandler } from './session/handler.js';
 import { readMetadata } from './session/metadata.js';
 import { ortError } from './session/ort-error.js';
 import { openOrtSession } from './session/ort-session.js';
+import type { Purpose, Rewritten } from './session/rewritten-model.js';
 import type { OpenedSession } from './session/shell.js';
 
 /**
@@ -139,14 +140,17 @@ async function openWebGpu(
   provider: Provider,
   source: Source,
   options: OrtTypes.SessionOptions,
-  { flash, costs, reasons }: Given,
+  { flash, costs, reasons: before }: Given,
 ): Promise<OpenedWebSession> {
   const start = performance.now();
   const providerOptions: ProviderOptions = typeof provider === 'string' ? {} : { ...provider };
   const engine = await engineOf(providerOptions);
   const whole = { ...providerOptions, name: 'webgpu', device: engine.device } as Provider;
-  if (flash === 'off') return openWhole(whole, source, options, [], [...reasons, "flash is 'off'"]);
-  const { bytes, files, model, sites } = await loadModel(source, options);
+  if (flash === 'off') return openWhole(whole, source, options, [], [...before, "flash is 'off'"]);
+  const load = () => loadModel(source, options, engine.flash.facts);
+  const { bytes, files, model, sites, expanded } = await load();
+  const reasons =
+    expanded > 0 ? [...before, `attentions in plain operators, as their scores are outputs: ${expanded}`] : before;
   try {
     const [{ cutModel }, { SplicedSession }] = await Promise.all([
       import('./session/cut.js'),
@@ -156,7 +160,6 @@ async function openWebGpu(
     const plan = cut(model);
     if (!plan.steps.some((step) => step.kind === 'attention'))
       throw new OrtFlashError('unsupported', whyNothing(sites));
-    const load = () => loadModel(source, options);
     const splice = { engine, options, provider: providerOptions };
     if (flash === 'auto') {
       const { openAuto } = await import('./session/open-auto.js');
@@ -234,7 +237,7 @@ async function openLowered(
   options: OrtTypes.SessionOptions,
   reasons: readonly string[],
 ): Promise<OpenedWebSession> {
-  const { bytes, files, model, sites, lowered } = await loadModel(source, options, 'ort');
+  const { bytes, files, model, sites, lowered } = await loadModel(source, options, 'fused');
   const fused = lowered.filter(({ operator }) => operator !== 'FlashAttention').length;
   const inBlocks = lowered.filter((site) => site.inBlocks).length;
   // A model that was rewritten before has no sites any more, but attentions to lower.
@@ -252,37 +255,28 @@ async function openLowered(
   );
 }
 
-interface ReadModel {
-  readonly model: ModelProto;
-  readonly sites: readonly SiteReport[];
-  /** Every attention, where another target was asked for. */
-  readonly lowered: readonly LoweredSite[];
-}
-
-/** Loads, reads and rewrites a model. */
-async function loadModel(source: Source, options: OrtTypes.SessionOptions, target?: 'ort') {
+/** Loads, reads and rewrites a model; its bytes are as given but for attentions that became plain operators. */
+async function loadModel(source: Source, options: OrtTypes.SessionOptions, purpose: Purpose) {
   const bytes = await loadFile(source);
-  const read = await readModel(bytes, source, options, target);
-  return { ...read, bytes, files: await loadExternalFiles(options.externalData) };
+  const read = () => {
+    const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
+    fixDimensions(model, options.freeDimensionOverrides);
+    return model;
+  };
+  const model = read();
+  const rewritten = await rewriteOnce(model, purpose, read);
+  return { bytes, model, ...rewritten, files: await loadExternalFiles(options.externalData) };
 }
 
 /**
- * Reads a model, and rewrites it unless it was before. The rewriter is larger than all else of `ort-flash/web` together,
- * and so is loaded when the first model needs it: bundlers make a file of its own of it.
+ * Rewrites a model unless it was before. The rewriter is larger than all else of `ort-flash/web` together, and so is
+ * loaded when the first model needs it: bundlers make a file of its own of it.
  */
-async function readModel(
-  bytes: Uint8Array,
-  source: Source,
-  options: OrtTypes.SessionOptions,
-  target: 'ort' | undefined,
-): Promise<ReadModel> {
-  const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
-  fixDimensions(model, options.freeDimensionOverrides);
+async function rewriteOnce(model: ModelProto, purpose: Purpose, again: () => ModelProto): Promise<Rewritten> {
   const isRewritten = model.opset_import.some(({ domain }) => domain === FLASH_ATTENTION_DOMAIN);
-  if (isRewritten && target === undefined) return { model, sites: [], lowered: [] };
-  const { rewriteModel } = await import('../graph-rewrite/rewrite.js');
-  const { sites, lowered = [] } = rewriteModel(model, target === undefined ? {} : { target });
-  return { model, sites, lowered };
+  const givesScores = model.graph!.node.some((node) => node.op_type === 'Attention' && node.output[3]);
+  if (isRewritten && purpose !== 'fused' && !givesScores) return { sites: [], lowered: [], expanded: 0 };
+  return (await import('./session/rewritten-model.js')).rewriteFor(purpose, model, again);
 }
 
 async function openWhole(

@@ -30,7 +30,8 @@ export interface MaskingInputs {
   readonly mask: MaskVariant | undefined;
   /** The past keys, (B, H, past keys, D), where there are any. */
   readonly pastKey: string | undefined;
-  readonly hasLengths: boolean;
+  /** How many keys each batch has, (B), where that is given. */
+  readonly lengths: string | undefined;
   /** The queries that the scores are of, where these are not all; `queryCount` counts all. */
   readonly block?: QueryBlock | undefined;
 }
@@ -191,6 +192,11 @@ function maskOfBlock(e: NodeEmitter, rank: number, { start, size }: QueryBlock):
   return e.sliceAt('attn_mask', rank - 2, first, e.op('Add', [first, size]), 'mask_block');
 }
 
+/** What {@link positionMask} depends on. */
+export type PositionInputs = Pick<MaskingInputs, 'queryCount' | 'keyCount' | 'pastKey' | 'lengths' | 'block'> & {
+  readonly attributes: Pick<FlashAttentionAttributes, 'isCausal' | 'leftWindow' | 'rightWindow' | 'alignEnd'>;
+};
+
 export interface Positions {
   /** Keys that causality, windows and lengths leave; undefined where they take none out. */
   readonly keep: Broadcast | undefined;
@@ -202,15 +208,15 @@ export interface Positions {
  * Keys that query i, at position p = i + offset, sees: p − left ≤ j ≤ p + right, and j < length. Every bound is written
  * as one `Less`.
  */
-export function positionMask(e: NodeEmitter, inputs: MaskingInputs): Positions {
+export function positionMask(e: NodeEmitter, inputs: PositionInputs): Positions {
   const { isCausal, leftWindow, rightWindow, alignEnd } = inputs.attributes;
   const upper = isCausal ? 0 : rightWindow >= 0 ? rightWindow : undefined;
   const lower = leftWindow >= 0 ? leftWindow : undefined;
-  if (upper === undefined && lower === undefined && !inputs.hasLengths)
+  if (upper === undefined && lower === undefined && inputs.lengths === undefined)
     return { keep: undefined, empty: () => undefined };
 
   const keys = e.countTo(inputs.keyCount(), 'key_positions');
-  const lengths = inputs.hasLengths ? e.reshape('nonpad_kv_seqlen', [-1, 1, 1, 1], 'lengths') : undefined;
+  const lengths = inputs.lengths === undefined ? undefined : e.reshape(inputs.lengths, [-1, 1, 1, 1], 'lengths');
   const hasRows = upper !== undefined || lower !== undefined;
   const rows = hasRows ? queryPositions(e, inputs, lengths) : undefined;
   const shifted = (by: number): string =>
@@ -244,7 +250,7 @@ export function positionMask(e: NodeEmitter, inputs: MaskingInputs): Positions {
 }
 
 /** Positions of the queries among the keys: (queries, 1), or (B, 1, queries, 1) where they differ by batch. */
-function queryPositions(e: NodeEmitter, inputs: MaskingInputs, lengths: string | undefined): Broadcast {
+function queryPositions(e: NodeEmitter, inputs: PositionInputs, lengths: string | undefined): Broadcast {
   const queries = inputs.queryCount();
   const column = e.unsqueeze(inputs.block?.indices() ?? e.countTo(queries, 'query_positions'), [1]);
   const moved = (offset: string, rank: number) => ({
@@ -262,13 +268,13 @@ export function both(e: NodeEmitter, a: Broadcast | undefined, b: Broadcast | un
   return { name: e.op('And', [a.name, b.name], { label: 'keep' }), rank: Math.max(a.rank, b.rank) };
 }
 
-function zeroWhere(e: NodeEmitter, empty: string | undefined, output: string, elementType: number): string {
+export function zeroWhere(e: NodeEmitter, empty: string | undefined, output: string, elementType: number): string {
   if (empty === undefined) return output;
   return e.op('Where', [empty, e.scalar(floatTypeName(elementType), 0), output], { label: 'output_rows' });
 }
 
 /** Rows whose values are all −∞; `Equal` takes no floats before opset 11. */
-function allInfinite(e: NodeEmitter, bias: Broadcast, type: number): string {
+export function allInfinite(e: NodeEmitter, bias: Broadcast, type: number): string {
   const most = e.reduceMax(bias.name, bias.rank - 1, 'row_max');
   return e.op('Less', [most, e.scalar(floatTypeName(type), lowest(type))], { label: 'empty_rows' });
 }
@@ -282,7 +288,7 @@ function maskWithoutWhere(e: NodeEmitter, scores: string, inputs: MaskingInputs)
   const { isCausal, leftWindow, rightWindow, maskedValue, maskPeriod } = attributes;
   const cannot = [
     (isCausal || leftWindow >= 0 || rightWindow >= 0) && 'causality and windows',
-    inputs.hasLengths && 'nonpad_kv_seqlen',
+    inputs.lengths !== undefined && 'nonpad_kv_seqlen',
     mask?.mayBeShorter === true && 'a mask that may be shorter than the keys',
     maskPeriod > 1 && 'attn_mask_period',
     // ONNX Runtime's Clip takes no float64 there.

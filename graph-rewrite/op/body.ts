@@ -253,7 +253,7 @@ function attend(e: NodeEmitter, variant: FunctionVariant, operands: Operands, bl
     elementType,
     mask,
     pastKey: hasPast ? 'past_key' : undefined,
-    hasLengths,
+    lengths: hasLengths ? 'nonpad_kv_seqlen' : undefined,
     block,
   });
   let weights = hasSink ? softmaxWithSink(e, masked.scores, elementType, scoreType) : e.softmax(masked.scores, 4);

@@ -303,11 +303,8 @@ function standardMask(site: Site, isFilled: boolean, query: Sequence, key: Seque
     keyCount: once(() =>
       inputs.past_key === undefined ? newKeys() : e.op('Add', [newKeys(), e.size(inputs.past_key, 2, 'past_keys')]),
     ),
-    scoreType: elementType,
-    elementType,
-    mask,
     pastKey: inputs.past_key,
-    hasLengths: false,
+    lengths: undefined,
   });
   const allKeep = isBoolean ? both(e, own, keep) : keep;
   if (allKeep === undefined) return own;

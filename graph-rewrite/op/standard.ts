@@ -5,7 +5,8 @@ import type { Refusal } from '../report.js';
 import { DEFAULT_ATTRIBUTES, type FlashAttentionAttributes } from './definition.js';
 import { AttributeReader, type FusedSite, isRefusal, type NodeFacts, present, refuse } from './site.js';
 
-const KNOWN_ATTRIBUTES = [
+/** The attributes of versions 23 to 25. */
+export const STANDARD_ATTENTION_ATTRIBUTES = [
   'is_causal',
   'q_num_heads',
   'kv_num_heads',
@@ -72,7 +73,7 @@ function hasTensors(inputs: Inputs): inputs is FusedSite['inputs'] {
 }
 
 function checkVersion(node: NodeProto, { opset }: NodeFacts): Refusal | undefined {
-  const unknown = new AttributeReader(node).unknown(KNOWN_ATTRIBUTES);
+  const unknown = new AttributeReader(node).unknown(STANDARD_ATTENTION_ATTRIBUTES);
   if (unknown !== undefined) return refuse(`Attention's attribute "${unknown}" is not known`);
   return opset > 25 ? refuse(`Attention of opset ${opset} is newer than the 25 that is understood`) : undefined;
 }
@@ -119,7 +120,7 @@ function readAttributes(
   return attributes;
 }
 
-function usedOutput(node: NodeProto, index: number, facts: NodeFacts): string | undefined {
+export function usedOutput(node: NodeProto, index: number, facts: NodeFacts): string | undefined {
   const name = present(node.output, index);
   return name !== undefined && facts.isUsed(name) ? name : undefined;
 }
