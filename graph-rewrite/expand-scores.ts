@@ -16,25 +16,26 @@ import { Inference } from './shape/inference.js';
  * Replaces the standard's `Attention` nodes whose `qk_matmul_output` is used, which FlashAttention cannot give, by the
  * operators of the standard's own definition. Nodes of which something is not certain stay. The model is edited in
  * place, and left alone where there is none to replace.
- * @param isWanted which of them are to be replaced
- * @returns how many were
+ * @param choose what a site is to be computed as: itself, itself with another softmax type, or nothing, and it stays
+ * @returns how many were replaced
  */
-export function expandScores(proto: ModelProto, isWanted: (site: ScoresSite) => boolean): number {
+export function expandScores(proto: ModelProto, choose: (site: ScoresSite) => ScoresSite | undefined): number {
   return editWithoutCalls(proto, (model) => {
-    const result = expandGraphs(model, isWanted);
+    const result = expandGraphs(model, choose);
     return { result, changed: result > 0 };
   });
 }
 
-function expandGraphs(proto: ModelProto, isWanted: (site: ScoresSite) => boolean): number {
+function expandGraphs(proto: ModelProto, choose: (site: ScoresSite) => ScoresSite | undefined): number {
   const model = new Model(proto);
   const nodes = [...model.graphs()].flatMap((graph) => graph.nodes.filter((node) => isStandardAttention(node.proto)));
   if (!nodes.some((node) => node.proto.output[3])) return 0;
   const inference = new Inference(model);
   let count = 0;
   for (const node of nodes) {
-    const site = readScoresSite(node.proto, factsOf(node, inference));
-    if (isRefusal(site) || !isWanted(site)) continue;
+    const read = readScoresSite(node.proto, factsOf(node, inference));
+    const site = isRefusal(read) ? undefined : choose(read);
+    if (site === undefined) continue;
     node.graph.replace(node, emitStandardAttention(site, freePrefix(model, `${node.label}/`)));
     count++;
   }

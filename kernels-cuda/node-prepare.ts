@@ -78,7 +78,7 @@ async function rewrite(
     return count > (before.get(operator) ?? 0);
   });
   const isFused = fused.length > 0;
-  const expanded = carrier === 'cpu' ? 0 : expandScores(proto, isBeyondCuda);
+  const expanded = carrier === 'cpu' ? 0 : expandScores(proto, (site) => (isBeyondCuda(site) ? site : undefined));
   if (!isFused && expanded === 0) return undefined;
   const external = hasExternalData(proto);
   if (external && !dataFolders)

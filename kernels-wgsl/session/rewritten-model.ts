@@ -27,10 +27,12 @@ export function rewriteFor(purpose: Purpose, model: ModelProto, again: () => Mod
   const { sites, lowered = [] } = rewriteModel(model, purpose === 'fused' ? { target: 'ort' } : {});
   if (purpose === 'fused') return { sites, lowered, expanded: 0 };
   const hasType = (type: number) => type === DataType.FLOAT || (type === DataType.FLOAT16 && purpose.halfFloats);
-  // A softmax in float64 runs on the CPU, which has none in bfloat16.
-  const isWanted = ({ elementType, softmaxType }: ScoresSite) =>
-    hasType(elementType) && (hasType(softmaxType) || softmaxType === DataType.DOUBLE);
-  const expand = (proto: ModelProto) => expandScores(proto, isWanted);
+  // WebGPU has no other float types: the softmax is then in float32, as it always is in the kernels.
+  const inDeviceTypes = (site: ScoresSite): ScoresSite | undefined => {
+    if (!hasType(site.elementType)) return undefined;
+    return { ...site, softmaxType: hasType(site.softmaxType) ? site.softmaxType : DataType.FLOAT };
+  };
+  const expand = (proto: ModelProto) => expandScores(proto, inDeviceTypes);
   const expanded = expand(model);
   if (expanded === 0) return { sites, lowered, expanded };
   const plain = again();
