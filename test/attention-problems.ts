@@ -372,7 +372,9 @@ export function difference(
   if (actual.length !== expected.length) return `${actual.length} elements, expected ${expected.length}`;
   for (let i = 0; i < expected.length; i++) {
     const error = Math.abs(actual[i]! - expected[i]!);
-    const isSame = Object.is(actual[i], expected[i]) || error <= absolute + relative * Math.abs(expected[i]!);
+    // Infinity is near nothing but itself.
+    const bound = Number.isFinite(expected[i]!) ? absolute + relative * Math.abs(expected[i]!) : 0;
+    const isSame = Object.is(actual[i], expected[i]) || error <= bound;
     if (!isSame) return `element ${i} is ${actual[i]}, expected ${expected[i]}`;
   }
   return undefined;

@@ -165,7 +165,7 @@ function modelOf({ opset, attributes, inputs, isOpen }: Drawn) {
   const tensors = Object.fromEntries(given);
   const node = makeNode('Attention', names, outputs, attributes);
   const types = Object.fromEntries(outputs.filter((name) => name !== '').map((name) => [name, inputs[0]!.type]));
-  const model = buildModel({ nodes: [node], inputs: tensors, outputs: types, opset, domains: [] } as never, isOpen);
+  const model = buildModel({ nodes: [node], inputs: tensors, outputs: types, opset, domains: [] }, isOpen);
   return { model, tensors };
 }
 
