@@ -40,13 +40,7 @@ export function tuningCandidates(
   }
   const takesMatrices = problem.type === 'float16' || allowsHalfPrecision;
   const matrices = takesMatrices ? matrixVariants(problem, facts) : [];
-  if (matrices.length > 0) {
-    const inElements = { OUTPUT_IS_VECTOR: false, OutputItem: problem.type === 'float16' ? 'f16' : 'f32' };
-    return [
-      ...matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision })),
-      { matrixTiles: matrices[0]!, allowsHalfPrecision, parameters: inElements },
-    ];
-  }
+  if (matrices.length > 0) return matrices.map((matrixTiles) => ({ matrixTiles, allowsHalfPrecision }));
   const head = headShape(problem);
   const untried = facts.isSoftware ? [] : untriedTiles(head, facts);
   // Of each shape of tiles, those that stage the most, and the next smaller ones: less memory, more workgroups at a time.

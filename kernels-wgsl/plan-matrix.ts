@@ -48,6 +48,8 @@ function registersOf(
   return (rows / size) * (depth / 2 + value + shape.N);
 }
 
+const hasRegistersLeft = (...loop: Parameters<typeof registersOf>) => registersOf(...loop) <= EASY_REGISTERS;
+
 /** Head dimensions padded to whole matrices. */
 function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
   return {
@@ -84,17 +86,15 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   });
 }
 
-/** Forms of the kernel, each to be measured beside the planner's own. */
-const FORMS: readonly Partial<MatrixTiles>[] = [{ queriesAtOnce: true }, { queriesAtOnce: false }];
-
 /** Tiles worth measuring: the planner's own choice in every form, and all others. */
 export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+  const shape = matrixShape(facts);
   const candidates = matrixCandidates(problem, facts);
   const best = bestTiles(problem, candidates);
-  if (best === undefined) return [];
-  const order = isUneven(problem) ? [{ longestFirst: false }] : [];
-  const forms = [...order, ...FORMS].map((form) => ({ ...best, ...form }));
-  return [best, ...forms, ...candidates.filter((tiles) => tiles !== best)];
+  if (best === undefined || shape === undefined) return [];
+  const otherLoad = { ...best, queriesAtOnce: !hasRegistersLeft(problem, shape, best, facts.subgroupMinSize) };
+  const otherOrder = isUneven(problem) ? [{ ...best, longestFirst: false }] : [];
+  return [best, ...otherOrder, otherLoad, ...candidates.filter((tiles) => tiles !== best)];
 }
 
 /** Neighbouring threads that share a row of scores: two, or as many as it takes for every thread to have a row. */
@@ -133,7 +133,7 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const isEasy = registersOf(problem, shape, tiles, facts.subgroupMinSize) <= EASY_REGISTERS;
+  const isEasy = hasRegistersLeft(problem, shape, tiles, facts.subgroupMinSize);
   const { longestFirst = isUneven(problem), queriesAtOnce = isEasy } = tiles;
   return {
     kernel: 'prefill-matrix',
