@@ -8,8 +8,8 @@ MultiHeadAttention and Attention, in one process.
 bench/ort-peer.cpp says how ort-peer.so is built; ONNX Runtime's CUDA provider lies beside its library. Without them
 ONNX Runtime is left out.
 
-Each time is the median of many runs over rotated buffers of random numbers, taken with CUDA events. TFLOP/s counts
-4·B·H·S²·D operations, half of that where causal. Errors are ‖Y − exact‖ / ‖exact‖, exact in double precision.
+Each time is the median of many runs over rotated buffers of random numbers, taken with CUDA events; all that a row compares
+takes turns. TFLOP/s counts 4·B·H·S²·D operations, half of that where causal. Errors are ‖Y − exact‖ / ‖exact‖, exact in double precision.
 """
 import argparse
 import ctypes
@@ -28,6 +28,8 @@ import ort_peer
 AUTOMATIC, AMPERE, HOPPER = 0, 3, 4
 ADDITIVE = 2
 SETS = 3
+GRAPH_RUNS = 20
+BACKENDS = {"torch_flash": SDPBackend.FLASH_ATTENTION, "torch_cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 class Tensor(ctypes.Structure):
@@ -106,47 +108,64 @@ def load_kernels(ours, types):
         runs = [ours.prepare(q, k, v, causal, kernel)[0] for kernel in (HOPPER, AMPERE)]
         for run in filter(None, runs):
             run()
-        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        for backend in BACKENDS.values():
             attempt(lambda: torch_backend(backend, causal)(q, k, v))
     torch.cuda.synchronize()
 
 
-def time_ms(runs, repeats=7):
-    """Median over repeats of the mean over a few turns of the rotated runs."""
-    for run in runs:
-        run()
-    torch.cuda.synchronize()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for run in runs:
-        run()
-    end.record()
-    end.synchronize()
-    turns = max(1, min(10, int(8 / max(begin.elapsed_time(end), 1e-3))))
-    times = []
-    for _ in range(repeats):
+class Way:
+    """One way to attend, as calls that take turns over rotated buffers."""
+
+    def __init__(self, runs):
+        self.runs = runs
+        for _ in range(2):
+            for run in runs:
+                run()
+        torch.cuda.synchronize()
+        once = self.once_ms(1)
+        self._turns = max(1, min(10, int(8 / max(once * len(runs), 1e-3))))
+
+    def once_ms(self, turns=None):
+        """Mean of a few turns."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        turns = turns or self._turns
         begin.record()
         for _ in range(turns):
-            for run in runs:
+            for run in self.runs:
                 run()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / turns / len(runs))
-    return statistics.median(times)
+        return begin.elapsed_time(end) / turns / len(self.runs)
 
 
-def graph_ms(run):
-    """One run's time in a replayed CUDA graph of many: for calls shorter than their launch."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(20):
+def times_ms(ways, repeats=7):
+    """
+    Each way's median over repeats, by its name; None where it refuses. The ways take turns, so that a clock that rises or
+    falls is the same for all of them.
+    """
+    made = {name: attempt(lambda runs=runs: Way(runs)) if runs else None for name, runs in ways.items()}
+    times = {name: [] for name in made}
+    for _ in range(repeats):
+        for name, way in made.items():
+            if way is not None:
+                times[name].append(way.once_ms())
+    return {name: statistics.median(found) if found else None for name, found in times.items()}
+
+
+def in_graph(run):
+    """A replayed CUDA graph of many runs: for calls shorter than their launch. None where the run refuses."""
+    def capture():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
             run()
-    return time_ms([graph.replay]) / 20
+            run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(GRAPH_RUNS):
+                run()
+        return [graph.replay]
+    return attempt(capture)
 
 
 def attempt(function):
@@ -164,15 +183,17 @@ def error_of(y, q, k, v, causal):
 
 
 class OnnxRuntime:
-    """ONNX Runtime's attention operators, on a stream of their own, as the provider takes none that is the default one."""
+    """ONNX Runtime's attention operators, on the current stream, which its provider wants not to be the default one."""
     OPERATORS = {"ort_multi_head_attention": ort_peer.multi_head_attention, "ort_attention": ort_peer.standard_attention}
 
     def __init__(self, peer, runtime):
-        self._stream = torch.cuda.Stream()
-        self._peer = ort_peer.OrtPeer(peer, runtime, self._stream.cuda_stream)
+        self._peer = ort_peer.OrtPeer(peer, runtime, torch.cuda.current_stream().cuda_stream)
 
-    def time_ms(self, operator, q, k, v, causal):
-        """q, k, v (B, H, S, D), or random numbers that are as good in the operator's own layout."""
+    def prepare(self, operator, q, k, v, causal):
+        """
+        A function that runs the operator, with one that closes it. q, k, v (B, H, S, D), or random numbers that are as good
+        in the operator's own layout.
+        """
         batch, heads, tokens, dimension = q.shape
         element = ort_peer.FLOAT16 if q.dtype == torch.float16 else ort_peer.BFLOAT16
         model = self.OPERATORS[operator](element, batch, heads, tokens, dimension, causal)
@@ -180,15 +201,15 @@ class OnnxRuntime:
         y = torch.full_like(q, math.nan)
         run = self._peer.prepare(model, element, {n: (t.data_ptr(), shape) for n, t in zip("qkvy", (q, k, v, y))})
         try:
+            run()
             torch.cuda.synchronize()
-            with torch.cuda.stream(self._stream):
-                time = time_ms([run])
             if torch.isnan(y[0, 0]).any():
                 raise RuntimeError(operator + " has not written its output")
-            return time
-        finally:
-            torch.cuda.synchronize()
+        except RuntimeError:
             run.close()
+            raise
+        run.keep = y
+        return run
 
 
 def forward_rows(ours, onnx_runtime, dtype):
@@ -197,26 +218,28 @@ def forward_rows(ours, onnx_runtime, dtype):
             for causal in (False, True):
                 shape = (16384 // tokens, 2048 // dimension, tokens, dimension)
                 sets = [[torch.randn(shape, dtype=dtype, device="cuda") for _ in range(3)] for _ in range(SETS)]
-                work = 4 * shape[0] * shape[1] * tokens**2 * dimension * (0.5 if causal else 1)
                 row = {"dtype": str(dtype)[6:], "heads": shape[1], "dimension": dimension, "tokens": tokens,
                        "causal": causal}
+                outputs, ways = {}, {}
                 for name, kernel in (("hopper", HOPPER), ("ampere", AMPERE)):
                     made = [ours.prepare(*s, causal, kernel) for s in sets]
-                    if made[0][0] is None:
-                        continue
-                    row[name] = work / time_ms([run for run, _ in made]) * 1e-9
-                    if tokens == 1024:
-                        row[name + "_error"] = error_of(made[0][1], *sets[0], causal)
-                for name, backend in (("torch_flash", SDPBackend.FLASH_ATTENTION),
-                                      ("torch_cudnn", SDPBackend.CUDNN_ATTENTION)):
+                    if made[0][0] is not None:
+                        ways[name] = [run for run, _ in made]
+                        outputs[name] = lambda y=made[0][1]: y
+                for name, backend in BACKENDS.items():
                     attend = torch_backend(backend, causal)
-                    time = attempt(lambda: time_ms([lambda s=s: attend(*s) for s in sets]))
+                    ways[name] = [lambda s=s, attend=attend: attend(*s) for s in sets]
+                    outputs[name] = ways[name][0]
+                theirs = {name: attempt(lambda: onnx_runtime.prepare(name, *sets[0], causal))
+                          for name in (OnnxRuntime.OPERATORS if onnx_runtime else ())}
+                ways |= {name: [run] for name, run in theirs.items() if run}
+                work = 4 * shape[0] * shape[1] * tokens**2 * dimension * (0.5 if causal else 1)
+                for name, time in times_ms(ways).items():
                     row[name] = time and work / time * 1e-9
-                    if tokens == 1024 and time:
-                        row[name + "_error"] = error_of(attend(*sets[0]), *sets[0], causal)
-                for name in OnnxRuntime.OPERATORS if onnx_runtime else ():
-                    time = attempt(lambda: onnx_runtime.time_ms(name, *sets[0], causal))
-                    row[name] = time and work / time * 1e-9
+                    if tokens == 1024 and time and name in outputs:
+                        row[name + "_error"] = error_of(outputs[name](), *sets[0], causal)
+                for run in filter(None, theirs.values()):
+                    run.close()
                 yield row
 
 
@@ -226,26 +249,26 @@ def masked_rows(ours, dtype):
         shape = (4, heads, tokens, dimension)
         sets = [[torch.randn(shape, dtype=dtype, device="cuda") for _ in range(3)] for _ in range(SETS)]
         work = 4 * shape[0] * heads * tokens**2 * dimension
-        plain = time_ms([ours.prepare(*s, False)[0] for s in sets])
-        for kind, size in (("1,S,S", (1, 1, tokens, tokens)), ("1,H,S,S", (1, heads, tokens, tokens))):
-            mask = torch.randn(size, dtype=dtype, device="cuda")
-            time = time_ms([ours.prepare(*s, False, mask=mask)[0] for s in sets])
+        masks = {kind: torch.randn(size, dtype=dtype, device="cuda")
+                 for kind, size in (("1,S,S", (1, 1, tokens, tokens)), ("1,H,S,S", (1, heads, tokens, tokens)))}
+        times = times_ms({kind: [ours.prepare(*s, False, mask=mask)[0] for s in sets]
+                          for kind, mask in ({None: None} | masks).items()})
+        for kind in masks:
             yield {"dtype": str(dtype)[6:], "heads": heads, "dimension": dimension, "tokens": tokens, "mask": kind,
-                   "ours": work / time * 1e-9, "of_unmasked": plain / time}
+                   "ours": work / times[kind] * 1e-9, "of_unmasked": times[None] / times[kind]}
 
 
 def decode_rows(ours, dtype):
     for keys in (1024, 4096, 8192, 16384, 65536):
         q = torch.randn(1, 32, 1, 128, dtype=dtype, device="cuda")
         k, v = (torch.randn(1, 8, keys, 128, dtype=dtype, device="cuda") for _ in range(2))
-        run, _ = ours.prepare(q, k, v, False)
-        size = 2 * 8 * keys * 128 * 2
-        row = {"dtype": str(dtype)[6:], "keys": keys, "ours_us": graph_ms(run) * 1e3}
-        row["ours_tb_s"] = size / row["ours_us"] * 1e-6
-        for name, backend in (("torch_flash", SDPBackend.FLASH_ATTENTION), ("torch_cudnn", SDPBackend.CUDNN_ATTENTION)):
-            attend = torch_backend(backend, False, grouped=True)
-            time = attempt(lambda: graph_ms(lambda: attend(q, k, v)))
-            row[name + "_us"] = time and time * 1e3
+        ways = {"ours": ours.prepare(q, k, v, False)[0]}
+        for name, backend in BACKENDS.items():
+            ways[name] = lambda attend=torch_backend(backend, False, grouped=True): attend(q, k, v)
+        times = times_ms({name: in_graph(run) for name, run in ways.items()})
+        row = {"dtype": str(dtype)[6:], "keys": keys}
+        row |= {name + "_us": time and time / GRAPH_RUNS * 1e3 for name, time in times.items()}
+        row["ours_tb_s"] = 2 * 8 * keys * 128 * 2 / row["ours_us"] * 1e-6
         yield row
 
 
@@ -256,7 +279,7 @@ def long_row(ours):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run, y = ours.prepare(q, k, v, True)
-    time = time_ms([run], repeats=3)
+    time = times_ms({"ours": [run]}, repeats=3)["ours"]
     extra = torch.cuda.max_memory_allocated() - before - y.numel() * 2
     return {"tokens": 131072, "heads": 8, "dimension": 128, "causal": True,
             "tflops": 2 * 8 * 131072**2 * 128 / time * 1e-9, "extra_bytes": extra}
@@ -304,13 +327,16 @@ def main():
     parser.add_argument("--ort-peer", help="what bench/ort-peer.cpp was compiled to")
     parser.add_argument("--onnxruntime", help="libonnxruntime.so.1, its CUDA provider beside it")
     arguments = parser.parse_args()
+    types = [getattr(torch, name) for name in arguments.types]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        measure(arguments, types)
+
+
+def measure(arguments, types):
     ours = Ours(arguments.library)
     onnx_runtime = OnnxRuntime(arguments.ort_peer, arguments.onnxruntime) if arguments.ort_peer else None
     torch.manual_seed(0)
-    types = [getattr(torch, name) for name in arguments.types]
     load_kernels(ours, types)
-    # Not counted: clocks rise under the first work, or come down from it, as they do between all other rows.
-    next(forward_rows(ours, onnx_runtime, types[0]))
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
     sections = (
