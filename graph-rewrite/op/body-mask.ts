@@ -273,10 +273,15 @@ export function zeroWhere(e: NodeEmitter, empty: string | undefined, output: str
   return e.op('Where', [empty, e.scalar(floatTypeName(elementType), 0), output], { label: 'output_rows' });
 }
 
-/** Rows whose values are all −∞; `Equal` takes no floats before opset 11. */
+/**
+ * Rows whose values are all −∞. Told value by value, as the largest of such a row is a finite number in ONNX Runtime's CUDA
+ * provider; and by `Less`, as `Equal` takes no floats before opset 11.
+ */
 export function allInfinite(e: NodeEmitter, bias: Broadcast, type: number): string {
-  const most = e.reduceMax(bias.name, bias.rank - 1, 'row_max');
-  return e.op('Less', [most, e.scalar(floatTypeName(type), lowest(type))], { label: 'empty_rows' });
+  const isInfinite = e.op('Less', [bias.name, e.scalar(floatTypeName(type), lowest(type))]);
+  const finite = e.cast(e.op('Not', [isInfinite]), DataType.FLOAT, 'finite');
+  const some = e.reduceMax(finite, bias.rank - 1, 'row_max');
+  return e.op('Less', [some, e.scalar('float32', 0.5)], { label: 'empty_rows' });
 }
 
 /**
