@@ -2,7 +2,7 @@
  * The part of AVA that the GPU tests use, over Node's own test runner: for machines that have Node and a GPU and can
  * install nothing. pack.mjs puts it in AVA's place.
  */
-import { deepStrictEqual, match, ok, rejects, strictEqual, throws } from 'node:assert/strict';
+import { deepStrictEqual, fail, match, ok, strictEqual } from 'node:assert/strict';
 import { after, test as nodeTest } from 'node:test';
 
 interface Expectation {
@@ -10,10 +10,29 @@ interface Expectation {
   readonly message?: RegExp;
 }
 
-function check(error: unknown, { code, message }: Expectation = {}): true {
+function check(error: unknown, { code, message }: Expectation = {}): Error {
+  ok(error instanceof Error, `${String(error)} is no error`);
   if (code !== undefined) strictEqual((error as { code?: unknown }).code, code);
-  if (message !== undefined) match((error as Error).message, message);
-  return true;
+  if (message !== undefined) match(error.message, message);
+  return error;
+}
+
+function thrown(run: () => unknown, expected?: Expectation): Error {
+  try {
+    run();
+  } catch (error) {
+    return check(error, expected);
+  }
+  return fail('nothing was thrown');
+}
+
+async function thrownAsync(run: Promise<unknown> | (() => Promise<unknown>), expected?: Expectation): Promise<Error> {
+  try {
+    await (typeof run === 'function' ? run() : run);
+  } catch (error) {
+    return check(error, expected);
+  }
+  return fail('nothing was thrown');
 }
 
 const assertions = {
@@ -26,8 +45,8 @@ const assertions = {
   log: (...values: unknown[]) => console.log(...values),
   // Whoever runs the file limits it.
   timeout: () => undefined,
-  throws: (run: () => unknown, expected?: Expectation) => throws(run, (error) => check(error, expected)),
-  throwsAsync: (run: Promise<unknown>, expected?: Expectation) => rejects(run, (error) => check(error, expected)),
+  throws: thrown,
+  throwsAsync: thrownAsync,
   notThrowsAsync: (run: Promise<unknown>) => run,
 };
 
