@@ -34,10 +34,7 @@ const MATRICES = {
 };
 
 /** Everything that is no default, at its one end and at its other. */
-const MATRIX_FORMS = [
-  { longestFirst: true, queriesAtOnce: true },
-  { longestFirst: false, queriesAtOnce: false },
-] as const;
+const MATRIX_FORMS = [{ longestFirst: true }, { longestFirst: false }] as const;
 
 /** Everything that is no default. */
 const VARIANT = {

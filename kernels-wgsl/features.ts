@@ -51,10 +51,9 @@ export function readingParameters(problem: AttentionProblem, tensors: PlannedTen
 /**
  * How the kernels write outputs, to the problem's tensor or, of splits, partial ones, which are float32 and lie close:
  * vectors of four where memory allows it, by the kernels that can. The others have OutputElement and no OutputItem.
- * @param inElements one by one, wherever they lie
  */
-export function outputParameters(problem: AttentionProblem, isPartial: boolean, inElements = false): ShaderParameters {
+export function outputParameters(problem: AttentionProblem, isPartial: boolean): ShaderParameters {
   const element = problem.type === 'float16' && !isPartial ? 'f16' : 'f32';
-  const inQuads = !inElements && (isPartial ? problem.valueDimension % 4 === 0 : isVector(problem.output));
+  const inQuads = isPartial ? problem.valueDimension % 4 === 0 : isVector(problem.output);
   return { OutputElement: element, OUTPUT_IS_VECTOR: inQuads, OutputItem: inQuads ? `vec4<${element}>` : element };
 }

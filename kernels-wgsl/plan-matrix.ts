@@ -13,11 +13,6 @@ export interface MatrixTiles {
   readonly keyTile: number;
   /** Begin with the query tiles that see most keys, in all heads; by default where they see unlike numbers of keys. */
   readonly longestFirst?: boolean;
-  /**
-   * All queries of a workgroup are fetched to registers at once, and outputs written in quads; by default where the loop
-   * leaves registers for it.
-   */
-  readonly queriesAtOnce?: boolean;
 }
 
 /** Best first, as measured on an H100 (NOTES.md) for head dimensions to 64; above, the second was best. */
@@ -35,20 +30,6 @@ const TILES: readonly MatrixTiles[] = [
 
 /** Registers of 32 bits that a thread's matrices may take. */
 const REGISTER_BUDGET = 210;
-/** And with which the compiler has some left; it spills where more is asked of it. */
-const EASY_REGISTERS = 150;
-
-function registersOf(
-  problem: AttentionProblem,
-  shape: SubgroupMatrixShape,
-  { rows }: MatrixTiles,
-  size: number,
-): number {
-  const { depth, value } = padded(problem, shape);
-  return (rows / size) * (depth / 2 + value + shape.N);
-}
-
-const hasRegistersLeft = (...loop: Parameters<typeof registersOf>) => registersOf(...loop) <= EASY_REGISTERS;
 
 /** Head dimensions padded to whole matrices. */
 function padded(problem: AttentionProblem, shape: SubgroupMatrixShape) {
@@ -71,7 +52,8 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
   const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
   if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];
-  const ordered = padded(problem, shape).depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
+  const { depth, value } = padded(problem, shape);
+  const ordered = depth <= 64 ? TILES : [TILES[1]!, TILES[0]!, ...TILES.slice(2)];
   return ordered.filter((tiles) => {
     const lanes = lanesOf(tiles, size);
     const shares = lanes <= 8 && (tiles.rows * lanes) % size === 0 && tiles.rows % shape.M === 0;
@@ -79,7 +61,7 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
     return (
       shares &&
       blocks &&
-      registersOf(problem, shape, tiles, size) <= REGISTER_BUDGET &&
+      (tiles.rows / size) * (depth / 2 + value + shape.N) <= REGISTER_BUDGET &&
       tiles.subgroups * size <= facts.workgroupThreads &&
       matrixMemory(problem, shape, tiles) <= facts.workgroupMemory
     );
@@ -88,13 +70,11 @@ export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts)
 
 /** Tiles worth measuring: the planner's own choice in every form, and all others. */
 export function matrixVariants(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
-  const shape = matrixShape(facts);
   const candidates = matrixCandidates(problem, facts);
   const best = bestTiles(problem, candidates);
-  if (best === undefined || shape === undefined) return [];
-  const otherLoad = { ...best, queriesAtOnce: !hasRegistersLeft(problem, shape, best, facts.subgroupMinSize) };
+  if (best === undefined) return [];
   const otherOrder = isUneven(problem) ? [{ ...best, longestFirst: false }] : [];
-  return [best, ...otherOrder, otherLoad, ...candidates.filter((tiles) => tiles !== best)];
+  return [best, ...otherOrder, ...candidates.filter((tiles) => tiles !== best)];
 }
 
 /** Neighbouring threads that share a row of scores: two, or as many as it takes for every thread to have a row. */
@@ -133,8 +113,7 @@ export function planMatrix(
   if (tiles === undefined || shape === undefined) return undefined;
   const queryTile = tiles.subgroups * tiles.rows;
   const { depth, value } = padded(problem, shape);
-  const isEasy = hasRegistersLeft(problem, shape, tiles, facts.subgroupMinSize);
-  const { longestFirst = isUneven(problem), queriesAtOnce = isEasy } = tiles;
+  const { longestFirst = isUneven(problem) } = tiles;
   return {
     kernel: 'prefill-matrix',
     parameters: {
@@ -145,7 +124,6 @@ export function planMatrix(
       LANES: lanesOf(tiles, facts.subgroupMinSize),
       KEY_TILE: tiles.keyTile,
       LONGEST_FIRST: longestFirst,
-      QUERIES_AT_ONCE: queriesAtOnce,
       ...shape,
       DEPTH_QUADS: Math.ceil(problem.headDimension / 4),
       VALUE_QUADS: Math.ceil(problem.valueDimension / 4),
@@ -157,7 +135,6 @@ export function planMatrix(
     headUnit: 1,
     keyUnit: tiles.keyTile,
     splits: options.splits ?? 1,
-    writesElements: !queriesAtOnce,
     grid: ({ queries, heads, batches }, splits) => {
       const queryTiles = Math.ceil(queries / queryTile) * splits;
       return longestFirst ? [heads, batches, queryTiles] : [queryTiles, heads, batches];

@@ -297,13 +297,6 @@ test('subgroup matrices: order of work, queries at once and outputs in quads, ea
   t.deepEqual(attention(64, { isCausal: true }, {}).workgroups, [4, 2, 8]);
   t.deepEqual(attention(64, { isCausal: true, leftWindow: 100 }, {}).workgroups, [8, 4, 2]);
   t.deepEqual(attention(64, { isCausal: true }, { longestFirst: false }).workgroups, [8, 4, 2]);
-  const atOnce = (...call: Parameters<typeof attention>) => attention(...call).parameters.QUERIES_AT_ONCE;
-  t.true(atOnce(64, {}, {}));
-  t.false(atOnce(64, {}, { queriesAtOnce: false }));
-  // With 32 rows at 128 the loop has no register to spare, with 16 it has.
-  t.false(atOnce(128, {}, {}));
-  t.is(attention(128, {}, {}).parameters.OutputItem, 'f16');
-  t.true(atOnce(128, {}, { rows: 16 }));
   t.is(attention(64, {}, {}).parameters.OutputItem, 'vec4<f16>');
   t.is(attention(20, {}, {}, 'float32').parameters.OutputItem, 'vec4<f32>');
   t.is(attention(33, {}, {}).parameters.OutputItem, 'f16');

@@ -64,8 +64,6 @@ export interface KernelChoice {
   readonly keyUnit: number;
   /** Splits wished for. */
   readonly splits: number;
-  /** Outputs are written one element at a time, wherever they lie. */
-  readonly writesElements?: boolean;
   readonly grid: (coverage: Coverage, splits: number) => readonly [number, number, number];
 }
 
@@ -189,7 +187,7 @@ function planKernel(
   const { kernel, enables, grid } = choice;
   const isSplit = splits > 1;
   const parameters = {
-    ...outputParameters(problem, isSplit, choice.writesElements),
+    ...outputParameters(problem, isSplit),
     ...choice.parameters,
     IS_SPLIT: isSplit,
   };

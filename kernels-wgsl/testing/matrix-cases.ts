@@ -5,7 +5,6 @@ import { type CallSpec, callSpecs } from './problems.js';
 /** Every form of the subgroup-matrix kernel, apart from the sizes of its tiles. */
 export const matrixForms = fc.record({
   longestFirst: fc.boolean(),
-  queriesAtOnce: fc.boolean(),
 }) satisfies fc.Arbitrary<Partial<MatrixTiles>>;
 
 /** What a call has of its own, in place of what `callSpecs` draws. */
