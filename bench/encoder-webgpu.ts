@@ -58,8 +58,8 @@ const PASS_MS = isHardware ? 700 : 100;
 const TURNS = 3;
 /** Time until V8 has optimised what runs. */
 const WARM_MS = isHardware ? 14_000 : 0;
-/** Time after which `auto` has measured what there is to choose from, and lost what makes it choose. */
-const SETTLE_MS = isHardware ? 9_000 : 100;
+/** Time after which `auto` has measured what there is to choose from, and lost what opening another form costs (12 s at 128 tokens). */
+const SETTLE_MS = isHardware ? 25_000 : 100;
 
 const say = (text: string) => process.stderr.isTTY && process.stderr.write(`${text}\n`);
 
