@@ -101,6 +101,21 @@ test('a plain attention is what a careful exporter writes, and nothing more', (t
   t.is(operators({ ...heads, mask }), 'Transpose MatMul Add Softmax MatMul');
 });
 
+// The CUDA provider's is a finite number where all values are −∞, which no test on a CPU can show.
+test('no maximum is taken of values that may be −∞', (t) => {
+  for (const opset of OPSETS) {
+    const variant = {
+      ...plain,
+      opset,
+      mask: { kind: 'additive', rank: 4, mayBeShorter: false, mayEmptyRows: true },
+    } as const;
+    const { node } = functionFor(variant);
+    const reduced = node.filter(({ op_type }) => op_type === 'ReduceMax').map(({ input }) => input[0]!);
+    t.true(reduced.length > 0);
+    for (const name of reduced) t.is(node.find(({ output }) => output[0] === name)?.op_type, 'Cast', `opset ${opset}`);
+  }
+});
+
 // All but no keys at all, with grouped heads and a mask: ONNX Runtime then refuses to infer a size.
 test('sequences of length zero pass', async (t) => {
   for (const layout of ['BS(HD)', 'BHSD']) {
