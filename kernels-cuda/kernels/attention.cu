@@ -351,15 +351,17 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
   plan.form = plan.candidate ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
+  // Rounded down: a few blocks more than the device holds would run alone, after all others.
   const int64_t filling =
-      divide_up(rule.blocks_per_multiprocessor * device.multiprocessors, std::max<int64_t>(blocks, 1));
-  int64_t wanted = std::min<int64_t>(filling, rule.most_splits);
-  const int64_t steps = divide_up(p.keys, 64);
+      rule.blocks_per_multiprocessor * int64_t{device.multiprocessors} / std::max<int64_t>(blocks, 1);
+  int64_t wanted = std::clamp<int64_t>(filling, 1, rule.most_splits);
+  const int64_t steps = divide_up(p.keys, rule.step);
   if (rule.power_of_two) {
     const int64_t most = std::min(wanted, divide_up(p.keys, rule.least_keys));
     for (wanted = 1; 2 * wanted <= most;) wanted *= 2;
   }
-  p.keys_per_split = static_cast<int>(64 * std::max<int64_t>(rule.least_keys / 64, divide_up(steps, wanted)));
+  const int64_t least_steps = rule.least_keys / rule.step;
+  p.keys_per_split = static_cast<int>(rule.step * std::max<int64_t>(least_steps, divide_up(steps, wanted)));
   p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
   if (rule.power_of_two) p.splits = static_cast<int>(wanted);  // the last may be empty
   if (p.splits == 1 || plan.form == DecodeForm::kCluster || plan.form == DecodeForm::kWideCluster) return;

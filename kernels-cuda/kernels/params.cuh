@@ -45,6 +45,7 @@ struct SplitRule {
   int blocks_per_multiprocessor;  // to aim for
   int least_keys, most_splits;
   bool power_of_two;
+  int step = 64;  // splits are multiples of this many keys, itself one of 16
 };
 
 }  // namespace ortflash

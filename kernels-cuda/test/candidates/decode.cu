@@ -8,6 +8,10 @@ namespace {
 
 // Splits of any length by way of workspace, whatever their number.
 struct Plain : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {};
+// Splits by the tile: 65,536 keys of 8 heads in 264 blocks in place of 256 on 132 multiprocessors.
+struct Fine : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {
+  static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false, 16};
+};
 struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {};
 // The kernel that the wide cluster was chosen over for few keys.
 struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
@@ -28,6 +32,7 @@ Candidate decode(const char *name) {
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
   all.push_back(decode<Plain>("workspace"));
+  all.push_back(decode<Fine>("splits by the tile"));
   all.push_back(decode<Wide>("8 warps"));
   all.push_back(decode<Cluster>("cluster"));
 }
