@@ -10,6 +10,7 @@ import { cudaOptions, nativeSessionOptions } from './node-options.js';
 import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
 import { type FlashMode, type PreparedModel, prepareModel } from './node-prepare.js';
 import { openWasmSession, openWebGpuSession } from './node-web-runtime.js';
+import { WidenedHandler } from './node-widened.js';
 
 type Provider = OrtTypes.ExecutionProviderConfig;
 type Model = string | Uint8Array;
@@ -162,8 +163,9 @@ async function openAddon(
     configEntries: { ...native.configEntries, ...prepared.configEntries },
     ...extra,
   });
+  const handler = new AddonSessionHandler(session, options.preferredOutputLocation, fileOf(model));
   return {
-    handler: new AddonSessionHandler(session, options.preferredOutputLocation, fileOf(model)),
+    handler: prepared.widened ? new WidenedHandler(handler, prepared.widened) : handler,
     device: 'cpu',
     engine: 'addon',
     notes: prepared.note === undefined ? [] : [prepared.note],
@@ -183,8 +185,9 @@ async function openOrt(
       ? await OrtSession.create(prepared.model, given)
       : await OrtSession.create(prepared.model, given);
   const all = prepared.note === undefined ? notes : [prepared.note, ...notes];
+  const handler = new WholeSessionHandler(session);
   return {
-    handler: new WholeSessionHandler(session),
+    handler: prepared.widened ? new WidenedHandler(handler, prepared.widened) : handler,
     device: nameOf(provider),
     engine: 'onnxruntime-node',
     notes: all,

@@ -10,6 +10,7 @@ import { FLASH_ATTENTION_OP } from '../graph-rewrite/op/definition.js';
 import type { OrtProvider } from '../graph-rewrite/op/lower.js';
 import type { ScoresSite } from '../graph-rewrite/op/standard-attention.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
+import { tryWidening, type WidenedModel } from '../graph-rewrite/widen.js';
 
 /** What carries out attention in a session: our kernels, or what an execution provider of ONNX Runtime has itself. */
 export type AttentionCarrier = 'kernels' | OrtProvider;
@@ -27,14 +28,17 @@ export interface PreparedModel {
   readonly configEntries: Readonly<Record<string, string>>;
   /** How attention is carried out, for people; nothing where the model was left as it is. */
   readonly note: string | undefined;
+  /** Where the model given has bfloat16, which this one has not. */
+  readonly widened?: WidenedModel;
 }
 
 /** ONNX Runtime's name for the folder of external data of a model that comes from memory. */
 const DATA_FOLDER = 'session.model_external_initializers_file_folder_path';
 
 /**
- * Rewrites a model so that its attentions are carried out as suits where it will run. A model in which nothing can be
- * fused, or that this package cannot read, goes to ONNX Runtime as it is.
+ * Rewrites a model so that its attentions are carried out as suits where it will run, and without bfloat16 on the CPU,
+ * which hardly computes in it. A model in which there is nothing to change, or that this package cannot read, goes to
+ * ONNX Runtime as it is.
  * @param dataFolders whether the session takes config entries, which a rewritten model with external data needs
  * @throws OrtFlashError with `flash: 'on'`, where no attention can be fused
  */
@@ -69,6 +73,7 @@ async function rewrite(
   // ONNX Runtime says itself what it cannot read.
   if (bytes === undefined) return undefined;
   const proto = decodeModel(bytes, file);
+  const { widened, note: widening } = carrier === 'cpu' ? tryWidening(proto) : {};
   const before = countAttentions(proto);
   const { lowered = [] } = rewriteModel(proto, carrier === 'kernels' ? {} : { target: 'ort', provider: carrier });
   const after = countAttentions(proto);
@@ -79,14 +84,16 @@ async function rewrite(
   });
   const isFused = fused.length > 0;
   const expanded = carrier === 'cpu' ? 0 : expandScores(proto, (site) => (isBeyondCuda(site) ? site : undefined));
-  if (!isFused && expanded === 0) return undefined;
+  if (!isFused && expanded === 0 && !widened)
+    return widening ? { model, configEntries: {}, note: widening, isFused } : undefined;
   const external = hasExternalData(proto);
   if (external && !dataFolders)
     throw new OrtFlashError('unsupported', 'rewriting a model with external data needs the addon');
   const configEntries: Record<string, string> = {};
   if (external && file !== undefined) configEntries[DATA_FOLDER] = dirname(resolve(file));
-  const note = describeAttentions(countAttentions(proto), carrier, inBlocks, expanded);
-  return { model: encodeModel(proto), configEntries, note, isFused };
+  const attentions = describeAttentions(countAttentions(proto), carrier, inBlocks, expanded);
+  const note = [widening, attentions].filter(Boolean).join('; ');
+  return { model: encodeModel(proto), configEntries, note, isFused, ...(widened && { widened }) };
 }
 
 /** Whether ONNX Runtime 1.29's `Attention` on CUDA refuses a site: it gives the products of mode 0 only, and no window. */

@@ -2,8 +2,9 @@
 import { dirname, join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import type { InferenceSession, InferenceSessionHandler, Tensor } from 'onnxruntime-node';
-import { decodeModel } from '../graph-rewrite/onnx/codec.js';
+import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
+import { tryWidening } from '../graph-rewrite/widen.js';
 import {
   type Feeds,
   type Fetches,
@@ -15,6 +16,7 @@ import { giveTensor, mapTensors, takeTensor } from './node-gpu-tensor.js';
 import { readExternalData, readWhole } from './node-options.js';
 import { type FlashMode, prepareModel } from './node-prepare.js';
 import { createTensor, fillTensor } from './node-tensor.js';
+import { WidenedHandler } from './node-widened.js';
 
 /** A session of onnxruntime-web, with what is to be told of it. */
 export interface OpenedWebRuntime {
@@ -30,7 +32,10 @@ type Options = InferenceSession.SessionOptions;
  * Opens a session of `ort-flash/web` over Dawn.
  * @throws OrtFlashError `device` or `unsupported` with the reason, where there is none
  */
-export async function openWebGpuSession(model: Model, options: Options): Promise<OpenedWebRuntime> {
+export async function openWebGpuSession(
+  model: Model,
+  options: Options & { readonly flash?: FlashMode },
+): Promise<OpenedWebRuntime> {
   optimiseLate();
   await (await import('../kernels-wgsl/web-node.js')).installNodeWebGpu();
   const { env } = await import('#onnxruntime-web');
@@ -38,15 +43,26 @@ export async function openWebGpuSession(model: Model, options: Options): Promise
   env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');
   const given = { ...options, externalData: await loadDataFiles(model, options), executionProviders: ['webgpu'] };
-  const opened = await turning(() => openWebSession(model, given as Parameters<typeof openWebSession>[1]));
+  // Here, and not by that session: it would not say what was bfloat16.
+  const { wide = model, widened, note } = options.flash === 'off' ? {} : await widenModel(model);
+  const opened = await turning(() => openWebSession(wide, given as Parameters<typeof openWebSession>[1]));
+  const handler = new TurningHandler(opened.handler as unknown as InferenceSessionHandler);
   return {
-    handler: new TurningHandler(opened.handler as unknown as InferenceSessionHandler),
+    handler: widened ? new WidenedHandler(handler, widened) : handler,
     get notes() {
       const { attentions, segments, reasons } = opened.explanation;
       const how = `${attentions} attentions in FlashAttention kernels between ${segments} parts in ONNX Runtime`;
-      return [...(attentions > 0 ? [how] : []), ...reasons];
+      return [...(attentions > 0 ? [how] : []), ...(note ? [note] : []), ...reasons];
     },
   };
+}
+
+/** The model without bfloat16, where it has any. */
+async function widenModel(model: Model) {
+  const file = typeof model === 'string' ? model : undefined;
+  const proto = decodeModel(typeof model === 'string' ? await readWhole(model, 'file-access') : model, file);
+  const { widened, note } = tryWidening(proto);
+  return widened ? { wide: encodeModel(proto), widened, note } : {};
 }
 
 /**
@@ -89,7 +105,11 @@ export async function openWasmSession(
   const notes = prepared.note === undefined ? [] : [prepared.note];
   // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
   const handler = new WasmSessionHandler(session as unknown as InferenceSession);
-  return { handler, notes: [...notes, 'runs block the event loop'] };
+  const { widened } = prepared;
+  return {
+    handler: widened ? new WidenedHandler(handler, widened) : handler,
+    notes: [...notes, 'runs block the event loop'],
+  };
 }
 
 /** Gives results as tensors of onnxruntime-node, and fills those that are given. */

@@ -6,6 +6,7 @@ import { DataType } from '../graph-rewrite/onnx/proto.js';
 import { FLASH_ATTENTION_DOMAIN } from '../graph-rewrite/op/definition.js';
 import type { SiteReport } from '../graph-rewrite/report.js';
 import type { FormChoice } from './session/auto-session.js';
+import { mayHaveBfloat16 } from './session/bfloat16.js';
 import type { AttentionFacts } from './session/cut.js';
 import { Engine, inTurn } from './session/engine.js';
 import { isPath, loadExternalFiles, loadFile } from './session/external-files.js';
@@ -148,9 +149,9 @@ async function openWebGpu(
   const whole = { ...providerOptions, name: 'webgpu', device: engine.device } as Provider;
   if (flash === 'off') return openWhole(whole, source, options, [], [...before, "flash is 'off'"]);
   const load = () => loadModel(source, options, engine.flash.facts);
-  const { bytes, files, model, sites, expanded } = await load();
-  const reasons =
-    expanded > 0 ? [...before, `attentions in plain operators, as their scores are outputs: ${expanded}`] : before;
+  const { bytes, files, model, sites, expanded, reasons: widened } = await load();
+  const scores = expanded > 0 ? [`attentions in plain operators, as their scores are outputs: ${expanded}`] : [];
+  const reasons = [...before, ...widened, ...scores];
   try {
     const [{ cutModel }, { SplicedSession }] = await Promise.all([
       import('./session/cut.js'),
@@ -237,7 +238,7 @@ async function openLowered(
   options: OrtTypes.SessionOptions,
   reasons: readonly string[],
 ): Promise<OpenedWebSession> {
-  const { bytes, files, model, sites, lowered } = await loadModel(source, options, 'fused');
+  const { bytes, files, model, sites, lowered, reasons: widened } = await loadModel(source, options, 'fused');
   const fused = lowered.filter(({ operator }) => operator !== 'FlashAttention').length;
   const inBlocks = lowered.filter((site) => site.inBlocks).length;
   // A model that was rewritten before has no sites any more, but attentions to lower.
@@ -251,21 +252,27 @@ async function openLowered(
     isLowered ? encodeModel(model) : bytes,
     { ...(isLowered ? lowering : options), ...data },
     sites,
-    [...reasons, note],
+    [...reasons, ...widened, note],
   );
 }
 
-/** Loads, reads and rewrites a model; its bytes are as given but for attentions that became plain operators. */
+/**
+ * Loads, reads and rewrites a model; its bytes are as given but for bfloat16 that became float32, and attentions that
+ * became plain operators.
+ */
 async function loadModel(source: Source, options: OrtTypes.SessionOptions, purpose: Purpose) {
-  const bytes = await loadFile(source);
-  const read = () => {
-    const model = decodeModel(bytes, typeof source === 'string' ? source : undefined);
+  const given = await loadFile(source);
+  const read = (bytes: Uint8Array) => decodeModel(bytes, typeof source === 'string' ? source : undefined);
+  const fix = (model: ModelProto) => {
     fixDimensions(model, options.freeDimensionOverrides);
     return model;
   };
-  const model = read();
-  const rewritten = await rewriteOnce(model, purpose, read);
-  return { bytes, model, ...rewritten, files: await loadExternalFiles(options.externalData) };
+  const model = read(given);
+  const { bytes = given, reasons } = mayHaveBfloat16(model)
+    ? (await import('./session/widened-model.js')).widenModel(model)
+    : { reasons: [] };
+  const rewritten = await rewriteOnce(fix(model), purpose, () => fix(read(bytes)));
+  return { bytes, model, reasons, ...rewritten, files: await loadExternalFiles(options.externalData) };
 }
 
 /**

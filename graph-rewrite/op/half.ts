@@ -48,12 +48,33 @@ export function halfToNumber(bits: number, type: HalfType): number {
   return sign * significand * 2 ** (Math.max(exponent, 1) - bias - fractionBits);
 }
 
-/** {@link numberToHalf} of every element. */
+/** {@link numberToHalf} of every element. A NaN of a float32 keeps the upper bits of its payload in bfloat16. */
 export function encodeHalf(values: ArrayLike<number>, type: HalfType): Uint16Array {
+  if (type === 'bfloat16' && values instanceof Float32Array) return upperHalves(values);
   return Uint16Array.from(values, (x) => numberToHalf(x, type));
 }
 
-/** {@link halfToNumber} of every element. */
+/** {@link halfToNumber} of every element. A NaN of a bfloat16 keeps its payload. */
 export function decodeHalf(bits: ArrayLike<number>, type: HalfType): Float32Array {
-  return Float32Array.from(bits, (b) => halfToNumber(b, type));
+  if (type !== 'bfloat16') return Float32Array.from(bits, (b) => halfToNumber(b, type));
+  // bfloat16 is the upper half of float32.
+  const words = new Uint32Array(bits.length);
+  for (let i = 0; i < words.length; i++) words[i] = bits[i]! << 16;
+  return new Float32Array(words.buffer);
+}
+
+/** float32 to the nearest bfloat16, ties to even, on the bits: weights and activations may be many. */
+function upperHalves({ buffer, byteOffset, length }: Float32Array): Uint16Array {
+  const words = new Uint32Array(buffer, byteOffset, length);
+  const halves = new Uint16Array(length);
+  for (let i = 0; i < length; i++) {
+    const word = words[i]!;
+    const upper = word >>> 16;
+    const hasPayload = (word & 0x7fffffff) > 0x7f800000;
+    // A NaN whose payload is in the lower half alone would become an infinity.
+    if (hasPayload) halves[i] = (upper & 0x7f) === 0 ? upper | 0x40 : upper;
+    // A carry out of the fraction is the next exponent's first number, after the last one infinity.
+    else halves[i] = (word + 0x7fff + (upper & 1)) >>> 16;
+  }
+  return halves;
 }
