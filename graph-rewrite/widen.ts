@@ -71,7 +71,7 @@ const FLOAT = DataType.FLOAT;
 /** From this version on, Cast takes bfloat16 (ONNX, Cast-13). */
 const CAST_OPSET = 13;
 
-/** Attributes whose value is a TensorProto data type: ONNX up to opset 27, what ONNX Runtime adds to it, and our own. */
+/** Attributes whose value is a TensorProto data type: ONNX up to opset 28, what ONNX Runtime adds to it, and our own. */
 const TYPE_ATTRIBUTES: Readonly<Record<string, readonly string[]>> = {
   Attention: ['softmax_precision'],
   Bernoulli: ['dtype'],
@@ -80,6 +80,7 @@ const TYPE_ATTRIBUTES: Readonly<Record<string, readonly string[]>> = {
   DequantizeLinear: ['output_dtype'],
   EyeLike: ['dtype'],
   FlashAttention: ['softmax_precision'],
+  FlexAttention: ['softmax_precision'],
   GroupNormalization: ['stash_type'],
   HammingWindow: ['output_datatype'],
   HannWindow: ['output_datatype'],
@@ -92,12 +93,13 @@ const TYPE_ATTRIBUTES: Readonly<Record<string, readonly string[]>> = {
   RandomNormalLike: ['dtype'],
   RandomUniform: ['dtype'],
   RandomUniformLike: ['dtype'],
+  Range: ['stash_type'],
   SequenceEmpty: ['dtype'],
   SimplifiedLayerNormalization: ['stash_type'],
 };
 
 /** Domains whose operators the table is of. */
-const DOMAINS: ReadonlySet<string> = new Set(['', 'ai.onnx', FLASH_ATTENTION_DOMAIN]);
+const DOMAINS: ReadonlySet<string> = new Set(['', 'ai.onnx', 'ai.onnx.preview', FLASH_ATTENTION_DOMAIN]);
 
 /** Types whose bits BitCast may exchange with those of bfloat16. */
 const SIXTEEN_BITS: ReadonlySet<number> = new Set([DataType.UINT16, DataType.INT16, DataType.FLOAT16, BFLOAT16]);
@@ -204,7 +206,7 @@ class Widening {
     const name = tensor.name ?? '';
     if (graph.input.some((input) => input.name === name))
       refuse('its data is in a file, and it is an input too', tensor);
-    const { version } = this.#model.opset_import.find(({ domain }) => DOMAINS.has(domain ?? '')) ?? {};
+    const { version } = this.#model.opset_import.find(({ domain }) => !domain || domain === 'ai.onnx') ?? {};
     if ((version?.toNumber() ?? 0) < CAST_OPSET)
       refuse(`its data is in a file, and opset ${version ?? 0} has no Cast for bfloat16`, tensor);
     this.edits.push(() => {

@@ -1,16 +1,17 @@
 /**
  * `ort-flash run --device webgpu`, in Node over Dawn. With ORT_FLASH_WEB=all every float32 export with dynamic shapes of the
  * corpus, with ORT_FLASH_WEB=bundled those of the selection; ORT_FLASH_RUN_RESULTS=FILE is as ORT_FLASH_WEB_RESULTS in
- * web-models.test.ts.
+ * web-models.test.ts. Those in bfloat16 always.
  */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import anyTest from 'ava';
 import { runBatch } from '../kernels-cuda/node-batch.js';
 import { bundledModel, type ModelExample, readTestData } from '../models/corpus.js';
+import { checkBatch } from './batches.js';
 import { relativeDifference, toNumbers } from './runtime.js';
 import { root, withFolder } from './web-browser.js';
-import { dynamicModels, judge, OutcomeLog, type RunExample, type WebRun } from './web-outcomes.js';
+import { bfloat16Models, dynamicModels, judge, OutcomeLog, type RunExample, type WebRun } from './web-outcomes.js';
 import { counts, feedsOf, hasWebGpu, loadWeb, type Ort, useTestAdapter } from './web-runtime.js';
 
 const test = hasWebGpu ? anyTest.serial : anyTest.skip;
@@ -74,6 +75,15 @@ const run: RunExample = async (example, flash) => {
     await session.release();
   }
 };
+
+for (const example of bfloat16Models())
+  test(`${example.name}: PyTorch's outputs, in bfloat16, through ort-flash run --device webgpu`, async (t) => {
+    t.timeout(900_000);
+    useTestAdapter();
+    const explanation = await checkBatch(t, example, 'webgpu');
+    t.regex(explanation, new RegExp(`^runs on webgpu.*${example.sites} attentions in FlashAttention kernels`));
+    t.regex(explanation, /bfloat16 is computed in float32 here/);
+  });
 
 const log = new OutcomeLog(process.env.ORT_FLASH_RUN_RESULTS);
 for (const example of process.env.ORT_FLASH_WEB ? dynamicModels() : []) {

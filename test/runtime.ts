@@ -1,7 +1,7 @@
 /** Runs models in stock onnxruntime-node, for tests. */
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
-import { halfToNumber } from '../graph-rewrite/op/half.js';
+import { decodeHalf, type HalfType } from '../graph-rewrite/op/half.js';
 import type { TestData, TestTensor } from '../models/corpus.js';
 
 /** An output as numbers; booleans are 0 and 1. */
@@ -13,10 +13,16 @@ export interface NumericOutput {
 
 /** Elements as numbers, 16-bit floats decoded. */
 export function toNumbers(type: DataTypeName | Tensor.Type, data: ArrayLike<number | bigint>): ArrayLike<number> {
-  if (type === 'float16' && data instanceof Uint16Array)
-    return Array.from(data, (bits) => halfToNumber(bits, 'float16'));
+  if ((type === 'float16' || (type as string) === 'bfloat16') && data instanceof Uint16Array)
+    return decodeHalf(data, type as HalfType);
   if (data instanceof BigInt64Array || data instanceof BigUint64Array) return Array.from(data, Number);
   return data as ArrayLike<number>;
+}
+
+/** A bfloat16 tensor in float32, as sessions that lack bfloat16 take it; others as they are. */
+export function asFloat32(tensor: TestTensor): TestTensor {
+  if (tensor.type !== 'bfloat16') return tensor;
+  return { ...tensor, type: 'float32', data: decodeHalf(tensor.data as Uint16Array, 'bfloat16') };
 }
 
 /** Runs a model once. Inputs without a name take the graph's, in order. */

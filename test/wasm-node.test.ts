@@ -11,8 +11,7 @@ import { checkBatch } from './batches.js';
 const folder = mkdtempSync(join(tmpdir(), 'ort-flash-wasm-'));
 test.after.always(() => rmSync(folder, { recursive: true, force: true }));
 
-// ONNX Runtime's CPU kernels for bfloat16 are not in onnxruntime-web.
-for (const model of bundledModels().filter(({ unrunnableOnCpu, name }) => !unrunnableOnCpu && !name.startsWith('bf16')))
+for (const model of bundledModels())
   test(`runBatch on wasm gives PyTorch's outputs: ${model.name}`, async (t) => {
     await checkBatch(t, model, 'wasm');
   });

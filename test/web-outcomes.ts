@@ -3,7 +3,7 @@ import { appendFileSync, existsSync, readFileSync } from 'node:fs';
 import { decodeModel } from '../graph-rewrite/onnx/codec.js';
 import { DataType } from '../graph-rewrite/onnx/proto.js';
 import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
-import { bundledModels, type ModelExample, readTestData, wholeCorpus } from '../models/corpus.js';
+import { allModels, bundledModels, type ModelExample, readTestData, wholeCorpus } from '../models/corpus.js';
 import { type NumericOutput, relativeDifference } from './runtime.js';
 
 /** How a model fared. */
@@ -91,13 +91,21 @@ async function told({ attentions, segments, maps, text, outputs }: WebRun, run: 
   return untouched === undefined ? facts : { ...facts, mapsUntouched: untouched.maps };
 }
 
-function isFloat32({ modelFile }: ModelExample): boolean {
+/** Whether a model has weights or constants of one of these types. */
+function hasTensors({ modelFile }: ModelExample, types: readonly DataType[]): boolean {
   const model = decodeModel(readFileSync(modelFile), modelFile);
-  let hasHalf = false;
+  let found = false;
   forEachTensor(model, ({ data_type: type }) => {
-    hasHalf ||= type === DataType.FLOAT16 || type === DataType.BFLOAT16;
+    found ||= types.includes(type!);
   });
-  return !hasHalf;
+  return found;
+}
+
+const isFloat32 = (example: ModelExample) => !hasTensors(example, [DataType.FLOAT16, DataType.BFLOAT16]);
+
+/** The exports in bfloat16, of the whole corpus where it is there. */
+export function bfloat16Models(): ModelExample[] {
+  return allModels().filter((example) => example.unrunnableOnCpu && hasTensors(example, [DataType.BFLOAT16]));
 }
 
 /** The exports of float32 with dynamic shapes: the whole corpus with ORT_FLASH_WEB=all, else the bundled selection. */

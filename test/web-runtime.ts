@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
 import type { ModelExample, TestTensor } from '../models/corpus.js';
 import { readTestData } from '../models/corpus.js';
-import { relativeDifference, toNumbers } from './runtime.js';
+import { asFloat32, relativeDifference, toNumbers } from './runtime.js';
 
 /** SwiftShader, Vulkan on the CPU, as Debian's Chromium brings it. */
 const SWIFTSHADER = '/usr/lib/chromium/vk_swiftshader_icd.json';
@@ -70,7 +70,7 @@ type Session = import('../kernels-wgsl/web.js').InferenceSession;
 export function feedsOf(ort: Ort, session: Session, example: ModelExample) {
   const { inputs } = readTestData(example.dataFolder);
   const tensor = ({ type, data, dims }: TestTensor) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
-  return Object.fromEntries(inputs.map((input, i) => [input.name || session.inputNames[i]!, tensor(input)]));
+  return Object.fromEntries(inputs.map((input, i) => [input.name || session.inputNames[i]!, tensor(asFloat32(input))]));
 }
 
 /** Largest difference of the results from PyTorch's, over all outputs. */
