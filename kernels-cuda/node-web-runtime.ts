@@ -74,16 +74,16 @@ function optimiseLate(): void {
   setFlagsFromString('--wasm-tiering-budget=100000000');
 }
 
-let opening: Promise<unknown> = Promise.resolve();
+let turn: Promise<unknown> = Promise.resolve();
 
 /**
- * Opens sessions one after another: onnxruntime-web keeps the data files of the one that it opens in one place of its
- * module, and clears it after any.
+ * Opens, runs and releases sessions one after another. onnxruntime-web keeps the data files of the one that it opens in
+ * one place of its module, and clears it after any; and runs that overlap take each other's memory off its stack.
  */
-function oneAtATime<T>(open: () => Promise<T>): Promise<T> {
-  const opened = opening.then(open);
-  opening = opened.catch(() => undefined);
-  return opened;
+function oneAtATime<T>(work: () => Promise<T>): Promise<T> {
+  const result = turn.then(work);
+  turn = result.catch(() => undefined);
+  return result;
 }
 
 /**
@@ -104,7 +104,7 @@ export async function openWasmSession(
   const session = await oneAtATime(() => Sessions.create(bytes, given as Parameters<typeof Sessions.create>[1]));
   const notes = prepared.note === undefined ? [] : [prepared.note];
   // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
-  const handler = new WasmSessionHandler(session as unknown as InferenceSession);
+  const handler = new WasmSessionHandler(session as unknown as InferenceSession, { inTurn: oneAtATime });
   const { widened } = prepared;
   return {
     handler: widened ? new WidenedHandler(handler, widened) : handler,

@@ -44,6 +44,19 @@ test('sessions on wasm that are opened at the same time have each its own data f
   }
 });
 
+test('sessions on wasm may be opened, run and released while others run', async (t) => {
+  const lives = Array.from({ length: 6 }, async (_, i) => {
+    const session = await InferenceSession.create(identityModel('float32'), { executionProviders: ['wasm'] });
+    for (let run = 0; run <= 10 * i; run++) {
+      const x = Float32Array.from({ length: run % 5 === 0 ? 60_000 : run }, () => i + run);
+      const { y } = await session.run({ x: new Tensor('float32', x, [x.length]) });
+      t.deepEqual(y!.data, x);
+    }
+    await session.release();
+  });
+  await Promise.all(lives);
+});
+
 test('a session on wasm finds data files beside the model, and says which is missing', async (t) => {
   const open = () => InferenceSession.create(join(folder, 'model.onnx'), { executionProviders: ['wasm'] });
   writeFileSync(join(folder, 'model.onnx'), externalModel());
