@@ -68,6 +68,7 @@ function widen(name: string, value: Value): Value {
   if (typeof value !== 'object' || value === null) return fail('is no tensor');
   if (isOnGpu(value)) return value;
   const { type, dims } = value as Tensor;
+  if (!Array.isArray(dims)) return fail('is no tensor');
   if ((type as string) !== 'bfloat16') return fail(`has type ${type}, the model expects bfloat16`);
   const { data } = value as Tensor;
   const size = dims.reduce((product, dim) => product * dim, 1);

@@ -92,17 +92,21 @@ export function quantizedModel(type: 'int4' | 'uint4'): Uint8Array {
   ]);
 }
 
-/** y = x + w, where w lies in the file `weights.bin`: 4 elements of float32. */
-export function externalModel(): Uint8Array {
+/** y = x + w, where w lies in the file `weights.bin`: 4 elements. */
+export function externalModel(type: 'float32' | 'bfloat16' = 'float32'): Uint8Array {
   const entry = (key: string, value: string) => StringStringEntryProto.create({ key, value });
   const weights = TensorProto.create({
     name: 'w',
     dims: [Long.fromNumber(4)],
-    data_type: dataTypeOf('float32'),
+    data_type: dataTypeOf(type),
     data_location: DataLocation.EXTERNAL,
-    external_data: [entry('location', 'weights.bin'), entry('offset', '0'), entry('length', '16')],
+    external_data: [
+      entry('location', 'weights.bin'),
+      entry('offset', '0'),
+      entry('length', type === 'float32' ? '16' : '8'),
+    ],
   });
-  const vector = (name: string): ValueSpec => ({ name, type: 'float32', shape: ['n'] });
+  const vector = (name: string): ValueSpec => ({ name, type, shape: ['n'] });
   return makeModel([vector('x')], [vector('y')], [{ op: 'Add', inputs: ['x', 'w'], outputs: ['y'] }], [weights]);
 }
 
