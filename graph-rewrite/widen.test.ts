@@ -21,7 +21,7 @@ import {
 } from './onnx/proto.js';
 import { makeTensor, tensorFloats } from './onnx/tensor.js';
 import { makeAttribute } from './op/emit.js';
-import { halfToNumber } from './op/half.js';
+import { encodeHalf, halfToNumber } from './op/half.js';
 import { tryWidening, widenBfloat16 } from './widen.js';
 
 type Float = 'float32' | 'bfloat16';
@@ -267,7 +267,7 @@ test('a widened model is the model that was built in float32, whatever it holds'
       const given = new Builder('bfloat16').model(all);
       const wide = new Builder('float32').model(all);
       const last = wide.graph!.output[0]!.name!;
-      t.deepEqual(widenBfloat16(given), { inputs: new Set(['x']), outputs: new Set([last]) });
+      t.deepEqual(widenBfloat16(given), { inputs: new Set(['x']), outputs: new Set([last]), files: new Map() });
       t.deepEqual(encodeModel(given), encodeModel(wide));
       t.is(widenBfloat16(given), undefined);
     }),
@@ -351,6 +351,41 @@ test('weights in data files stay there, behind a Cast', (t) => {
       ['Add', 'v', 'w_bfloat16', 'u'],
     ],
   );
+});
+
+test('where data files can be read, weights are widened into files of their own', (t) => {
+  const tied = external('v', 'bfloat16');
+  const other = external('u', 'bfloat16');
+  other.external_data.push(new StringStringEntryProto({ key: 'offset', value: '8' }));
+  const value = makeAttribute('value', external('', 'bfloat16'));
+  const given = model({
+    input: [tensorInfo('w', 'bfloat16', [4])],
+    initializer: [external('w', 'bfloat16'), tied, other, external('f', 'float32')],
+    node: [node('Constant', [], ['c'], [value])],
+  });
+  const reads: number[] = [];
+  const bits = encodeHalf([1, -2, 3, 4, 5, 6, 7, 0.5], 'bfloat16');
+  const readExternal = (location: string, offset: number, length: number) => {
+    t.is(location, 'weights.bin');
+    reads.push(offset);
+    return new Uint8Array(bits.buffer, offset, length);
+  };
+  const widened = widenBfloat16(given, { readExternal })!;
+  t.deepEqual(reads, [0, 8]);
+  const read = (tensor: TensorProto) =>
+    tensorFloats(tensor, {
+      readExternal: (location, offset, length) => widened.files.get(location)!.subarray(offset, offset + length),
+    });
+  const [w, v, u, f] = given.graph!.initializer;
+  for (const tensor of [w!, v!, value.t!]) t.deepEqual(read(tensor), [1, -2, 3, 4]);
+  t.deepEqual(read(u!), [5, 6, 7, 0.5]);
+  t.is(widened.files.size, 2);
+  t.deepEqual(f, external('f', 'float32'));
+  const missing = model({ initializer: [external('w', 'bfloat16')] });
+  const before = encodeModel(missing);
+  const nothing = { readExternal: () => new Uint8Array() };
+  t.throws(() => tryWidening(missing, nothing), { message: /gave 0 of 8 bytes/ });
+  t.deepEqual(encodeModel(missing), before);
 });
 
 test('what float32 cannot stand for is refused, and the model left as it is', (t) => {

@@ -1,7 +1,7 @@
 /** Models in bfloat16 for runtimes that have no kernels for it: the same models in float32. */
 import Long from 'long';
 import { OrtFlashError } from './errors.js';
-import { isExternal } from './onnx/external.js';
+import { type ExternalDataReader, externalReference, isExternal } from './onnx/external.js';
 import {
   AttributeProto,
   AttributeType,
@@ -11,11 +11,12 @@ import {
   type ModelProto,
   NodeProto,
   type SparseTensorProto,
+  StringStringEntryProto,
   type TensorProto,
   type TypeProto,
   type ValueInfoProto,
 } from './onnx/proto.js';
-import { makeTensor, tensorData, tensorShape } from './onnx/tensor.js';
+import { elementCount, makeTensor, tensorData, tensorShape } from './onnx/tensor.js';
 import { subgraphs } from './onnx/walk.js';
 import { FLASH_ATTENTION_DOMAIN } from './op/definition.js';
 import { decodeHalf } from './op/half.js';
@@ -26,41 +27,57 @@ export interface WidenedModel {
   readonly inputs: ReadonlySet<string>;
   /** Outputs likewise. */
   readonly outputs: ReadonlySet<string>;
+  /** By location, the data files that the model now has besides: those of {@link WideningOptions.readExternal}. */
+  readonly files: ReadonlyMap<string, Uint8Array>;
+}
+
+export interface WideningOptions {
+  /**
+   * Reads data files. The weights in them then are widened too, into files of their own; without it they stay as they
+   * are, with a Cast behind, which onnxruntime-web's build for WebGPU lacks.
+   */
+  readonly readExternal?: ExternalDataReader;
 }
 
 /**
  * Makes every bfloat16 of a model float32: inputs, outputs and values, weights and constants, in subgraphs and functions
  * too, and the attributes that name a data type. Every bfloat16 number is a float32 number, so all that the model states
  * stays exact. What it computes is rounded to 24 significant bits where it was rounded to 8, a Cast to bfloat16 and back
- * rounds no more, and results lie closer to the exact ones. Weights in data files stay as they are, with a Cast behind.
+ * rounds no more, and results lie closer to the exact ones.
  *
  * The model is edited in place, or left as it was where an error is thrown.
  * @returns undefined where the model has no bfloat16
  * @throws OrtFlashError `unsupported` with the reason where float32 cannot stand for it, `malformed-model` where a tensor's
- *   data is not as its dimensions say
+ *   data is not as its dimensions say, `external-data` where a data file cannot be read
  */
-export function widenBfloat16(model: ModelProto): WidenedModel | undefined {
-  const widening = new Widening(model);
+export function widenBfloat16(model: ModelProto, options: WideningOptions = {}): WidenedModel | undefined {
+  const widening = new Widening(model, options);
   widening.visit();
   if (widening.edits.length === 0) return undefined;
   const { graph } = model;
   const namesOf = (values: readonly ValueInfoProto[]) =>
     new Set(values.filter(({ type }) => type?.tensor_type?.elem_type === BFLOAT16).map(({ name }) => name ?? ''));
-  const widened = { inputs: namesOf(graph?.input ?? []), outputs: namesOf(graph?.output ?? []) };
+  const [inputs, outputs] = [namesOf(graph?.input ?? []), namesOf(graph?.output ?? [])];
   for (const edit of widening.edits) edit();
-  return widened;
+  return { inputs, outputs, files: widening.files };
+}
+
+/** What came of a model that was to be widened, and what is to be told of it. */
+export interface WideningAttempt {
+  readonly widened?: WidenedModel;
+  readonly note?: string;
 }
 
 /**
  * {@link widenBfloat16} for a session, which has the model as it is where it cannot be widened.
- * @returns what came of it, and what is to be told of it
+ * @throws OrtFlashError `external-data` where a data file is to be read and cannot be
  */
-export function tryWidening(model: ModelProto): { readonly widened?: WidenedModel; readonly note?: string } {
+export function tryWidening(model: ModelProto, options: WideningOptions = {}): WideningAttempt {
   try {
-    const widened = widenBfloat16(model);
+    const widened = widenBfloat16(model, options);
     return widened === undefined ? {} : { widened, note: 'bfloat16 is computed in float32 here' };
   } catch (error) {
-    if (!(error instanceof OrtFlashError)) throw error;
+    if (!(error instanceof OrtFlashError) || error.code === 'external-data') throw error;
     return { note: error.message };
   }
 }
@@ -107,14 +124,17 @@ const SIXTEEN_BITS: ReadonlySet<number> = new Set([DataType.UINT16, DataType.INT
 /** Looks through a model, and notes what to change: nothing is changed before all of it is known to be possible. */
 class Widening {
   readonly edits: (() => void)[] = [];
+  readonly files = new Map<string, Uint8Array>();
   readonly #model: ModelProto;
+  readonly #readExternal: ExternalDataReader | undefined;
   readonly #functions: ReadonlyMap<string, FunctionProto>;
   readonly #functionTypes = new Map<FunctionProto, ReadonlySet<string>>();
   readonly #bitCasts: NodeProto[] = [];
   #names: Set<string> | undefined;
 
-  constructor(model: ModelProto) {
+  constructor(model: ModelProto, { readExternal }: WideningOptions) {
     this.#model = model;
+    this.#readExternal = readExternal;
     this.#functions = new Map(model.functions.map((f) => [keyOf(f.domain, f.name, f.overload), f]));
   }
 
@@ -135,7 +155,7 @@ class Widening {
     for (const { type } of [...graph.input, ...graph.output, ...graph.value_info]) this.#visitType(type);
     for (const [i, tensor] of graph.initializer.entries()) {
       if (tensor.data_type !== BFLOAT16) continue;
-      if (isExternal(tensor)) this.#castBehind(graph, tensor);
+      if (isExternal(tensor) && !this.#readExternal) this.#castBehind(graph, tensor);
       else
         this.#visitTensor(tensor, (wide) => {
           graph.initializer[i] = wide;
@@ -184,7 +204,10 @@ class Widening {
 
   #visitTensor(tensor: TensorProto, replace: (wide: TensorProto) => void): void {
     if (tensor.data_type !== BFLOAT16) return;
-    if (isExternal(tensor)) refuse('its data is in a file, and it is no weight of a graph', tensor);
+    if (isExternal(tensor)) {
+      this.#moveData(tensor);
+      return;
+    }
     const numbers = decodeHalf(tensorData(tensor) as Uint16Array, 'bfloat16');
     const wide = makeTensor(tensor.name ?? '', 'float32', tensorShape(tensor), numbers);
     wide.doc_string = tensor.doc_string;
@@ -199,6 +222,24 @@ class Widening {
         });
     const inner = type?.sequence_type?.elem_type ?? type?.optional_type?.elem_type ?? type?.map_type?.value_type;
     if (inner) this.#visitType(inner);
+  }
+
+  /** Has a tensor read its elements, in float32, from a file that is made of its own. */
+  #moveData(tensor: TensorProto): void {
+    const readExternal = this.#readExternal ?? refuse('its data is in a file, and it is no weight of a graph', tensor);
+    const { location, offset } = externalReference(tensor);
+    const size = 4 * elementCount(tensor);
+    const path = `${location}.${offset}.${size}.float32`;
+    if (!this.files.has(path)) {
+      const bits = tensorData(tensor, { readExternal }) as Uint16Array;
+      this.files.set(path, new Uint8Array(decodeHalf(bits, 'bfloat16').buffer));
+    }
+    this.edits.push(() => {
+      tensor.data_type = FLOAT;
+      tensor.external_data = Object.entries({ location: path, offset: '0', length: String(size) }).map(
+        ([key, value]) => new StringStringEntryProto({ key, value }),
+      );
+    });
   }
 
   /** Leaves a weight where it is, under another name, and gives its own to what Cast makes of it. */

@@ -5,6 +5,7 @@ import type { InferenceSession, InferenceSessionHandler, Tensor } from 'onnxrunt
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
 import { tryWidening } from '../graph-rewrite/widen.js';
+import { externalReader, type LoadedFile } from '../kernels-wgsl/session/external-files.js';
 import {
   type Feeds,
   type Fetches,
@@ -42,9 +43,11 @@ export async function openWebGpuSession(
   // Its WebAssembly threads are web workers, which Node lacks.
   env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');
-  const given = { ...options, externalData: await loadDataFiles(model, options), executionProviders: ['webgpu'] };
+  const loaded = await loadDataFiles(model, options);
   // Here, and not by that session: it would not say what was bfloat16.
-  const { wide = model, widened, note } = options.flash === 'off' ? {} : await widenModel(model);
+  const { wide = model, widened, note } = options.flash === 'off' ? {} : await widenModel(model, loaded);
+  const ownFiles = Array.from(widened?.files ?? [], ([path, data]) => ({ path, data }));
+  const given = { ...options, externalData: [...loaded, ...ownFiles], executionProviders: ['webgpu'] };
   const opened = await turning(() => openWebSession(wide, given as Parameters<typeof openWebSession>[1]));
   const handler = new TurningHandler(opened.handler as unknown as InferenceSessionHandler);
   return {
@@ -58,10 +61,10 @@ export async function openWebGpuSession(
 }
 
 /** The model without bfloat16, where it has any. */
-async function widenModel(model: Model) {
+async function widenModel(model: Model, files: readonly LoadedFile[]) {
   const file = typeof model === 'string' ? model : undefined;
   const proto = decodeModel(typeof model === 'string' ? await readWhole(model, 'file-access') : model, file);
-  const { widened, note } = tryWidening(proto);
+  const { widened, note } = tryWidening(proto, { readExternal: externalReader(files) });
   return widened ? { wide: encodeModel(proto), widened, note } : {};
 }
 

@@ -261,18 +261,16 @@ async function openLowered(
  * became plain operators.
  */
 async function loadModel(source: Source, options: OrtTypes.SessionOptions, purpose: Purpose) {
-  const given = await loadFile(source);
+  const given = { bytes: await loadFile(source), files: await loadExternalFiles(options.externalData), reasons: [] };
   const read = (bytes: Uint8Array) => decodeModel(bytes, typeof source === 'string' ? source : undefined);
   const fix = (model: ModelProto) => {
     fixDimensions(model, options.freeDimensionOverrides);
     return model;
   };
-  const model = read(given);
-  const { bytes = given, reasons } = mayHaveBfloat16(model)
-    ? (await import('./session/widened-model.js')).widenModel(model)
-    : { reasons: [] };
-  const rewritten = await rewriteOnce(fix(model), purpose, () => fix(read(bytes)));
-  return { bytes, model, reasons, ...rewritten, files: await loadExternalFiles(options.externalData) };
+  const model = read(given.bytes);
+  const loaded = mayHaveBfloat16(model) ? (await import('./session/widened-model.js')).widenModel(model, given) : given;
+  const rewritten = await rewriteOnce(fix(model), purpose, () => fix(read(loaded.bytes)));
+  return { model, ...loaded, ...rewritten };
 }
 
 /**
