@@ -4,6 +4,7 @@ import { setFlagsFromString } from 'node:v8';
 import type { InferenceSession, InferenceSessionHandler, Tensor } from 'onnxruntime-node';
 import { decodeModel, encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
+import type { ModelProto } from '../graph-rewrite/onnx/proto.js';
 import { tryWidening } from '../graph-rewrite/widen.js';
 import { externalReader, type LoadedFile } from '../kernels-wgsl/session/external-files.js';
 import {
@@ -43,9 +44,10 @@ export async function openWebGpuSession(
   // Its WebAssembly threads are web workers, which Node lacks.
   env.wasm.numThreads = 1;
   const { openWebSession } = await import('../kernels-wgsl/web-open.js');
-  const loaded = await loadDataFiles(model, options);
+  const proto = options.flash === 'off' ? undefined : await readModel(model);
+  const loaded = await loadDataFiles(model, options, proto);
   // Here, and not by that session: it would not say what was bfloat16.
-  const { wide = model, widened, note } = options.flash === 'off' ? {} : await widenModel(model, loaded);
+  const { wide = model, widened, note } = proto ? widenModel(proto, loaded) : {};
   const ownFiles = Array.from(widened?.files ?? [], ([path, data]) => ({ path, data }));
   const given = { ...options, externalData: [...loaded, ...ownFiles], executionProviders: ['webgpu'] };
   const opened = await turning(() => openWebSession(wide, given as Parameters<typeof openWebSession>[1]));
@@ -61,9 +63,7 @@ export async function openWebGpuSession(
 }
 
 /** The model without bfloat16, where it has any. */
-async function widenModel(model: Model, files: readonly LoadedFile[]) {
-  const file = typeof model === 'string' ? model : undefined;
-  const proto = decodeModel(typeof model === 'string' ? await readWhole(model, 'file-access') : model, file);
+function widenModel(proto: ModelProto, files: readonly LoadedFile[]) {
   const { widened, note } = tryWidening(proto, { readExternal: externalReader(files) });
   return widened ? { wide: encodeModel(proto), widened, note } : {};
 }
@@ -175,11 +175,20 @@ function copyInto(name: string, target: Result, { type, data, dims }: Result): P
   return fillTensor(name, target, [type, [...dims], elements]);
 }
 
+async function readModel(model: Model): Promise<ModelProto> {
+  if (typeof model !== 'string') return decodeModel(model);
+  return decodeModel(await readWhole(model, 'file-access'), model);
+}
+
 /** The model's data files, which onnxruntime-web does not look for: those that the options name, else all of them. */
-async function loadDataFiles(model: Model, { externalData }: Options): Promise<{ path: string; data: Uint8Array }[]> {
+async function loadDataFiles(
+  model: Model,
+  { externalData }: Options,
+  proto?: ModelProto,
+): Promise<{ path: string; data: Uint8Array }[]> {
   if (externalData !== undefined) return Promise.all(externalData.map((file) => readExternalData(model, file)));
   if (typeof model !== 'string') return [];
-  const files = dataFiles(decodeModel(await readWhole(model, 'file-access'), model));
+  const files = dataFiles(proto ?? (await readModel(model)));
   const read = (path: string) => readWhole(join(dirname(model), path), 'external-data');
   return Promise.all(files.map(async ({ location }) => ({ path: location, data: await read(location) })));
 }

@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { halfToNumber, numberToHalf } from './half.js';
+import { decodeHalf, encodeHalf, halfToNumber, numberToHalf } from './half.js';
 
 test('float16 and bfloat16 of known numbers', (t) => {
   const float16: [number, number][] = [
@@ -77,4 +77,34 @@ test('bfloat16 is the upper half of float32', (t) => {
     }),
   );
   t.pass();
+});
+
+test('bfloat16 of float32 elements are rounded as numbers are, and NaN stays NaN', (t) => {
+  const words = fc.oneof(
+    fc.integer({ min: 0, max: 0xffffffff }),
+    // Halfway between two bfloat16, and beside that; the last before infinity; NaN with a payload in the lower half.
+    fc.integer({ min: 0, max: 0xffff }).map((upper) => upper * 0x10000 + 0x8000),
+    fc.constantFrom(0x7f7f8000, 0x7f7f7fff, 0xff7f8000, 0x7f800000, 0xff800000, 0x7f800001, 0xff80ffff, 0x80000000, 1),
+  );
+  fc.assert(
+    fc.property(fc.array(words), (bits) => {
+      const values = new Float32Array(Uint32Array.from([0, ...bits]).buffer).subarray(1);
+      const halves = encodeHalf(values, 'bfloat16');
+      for (const [i, value] of values.entries()) {
+        if (Number.isNaN(value)) t.true(Number.isNaN(halfToNumber(halves[i]!, 'bfloat16')));
+        else t.is(halves[i], numberToHalf(value, 'bfloat16'), `${value}`);
+      }
+    }),
+    { numRuns: 500 },
+  );
+});
+
+test('all bits of bfloat16 pass through float32, those of NaN too', (t) => {
+  const bits = Uint16Array.from({ length: 0x10000 }, (_, i) => i);
+  const values = decodeHalf(bits, 'bfloat16');
+  t.deepEqual(encodeHalf(values, 'bfloat16'), bits);
+  t.deepEqual(
+    Array.from(values),
+    Array.from(bits, (b) => halfToNumber(b, 'bfloat16')),
+  );
 });
