@@ -20,6 +20,8 @@ export interface MaskTerm {
   readonly factor: number;
   readonly keepWhere: boolean;
   readonly fill: number;
+  /** What the scores were multiplied with behind it; in `factor` and `fill` already. */
+  readonly scaledBy: number;
   /** Additive: where it takes a key out, the score itself is 0 as well. */
   readonly replaces?: boolean;
   /** Additive: to scores that a constant was added to, which the operator leaves out. */
@@ -96,17 +98,18 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
           factor: step.negate ? -1 : 1,
           keepWhere: true,
           fill: 0,
+          scaledBy: 1,
           shifted: numbered,
         });
         break;
       case 'select':
         if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
           refuse('a finite fill takes the place of scores that a number was added to', step.condition);
-        masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1 });
+        masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1, scaledBy: 1 });
         break;
       case 'floor':
         if (shifted) refuse('scores that a number was added to have a lower bound', step.value);
-        masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest });
+        masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest, scaledBy: 1 });
         break;
       case 'clip':
         if (masks.length > 0) refuse('masked scores are clipped', masks.at(-1)!.value);
@@ -141,6 +144,7 @@ const HIGHEST_ABSORBING_FILL = -1e30;
 function scaleMask(mask: MaskTerm, factor: number): MaskTerm {
   if (mask.kind === 'floor' && factor < 0) refuse('scores with a lower bound are negated', mask.value);
   if (mask.kind === 'boolean' && factor < 0) refuse('masked scores are scaled by a negative number', mask.value);
-  if (mask.kind === 'additive') return { ...mask, factor: mask.factor * factor };
-  return { ...mask, fill: mask.fill * factor };
+  const scaledBy = mask.scaledBy * factor;
+  if (mask.kind === 'additive') return { ...mask, factor: mask.factor * factor, scaledBy };
+  return { ...mask, fill: mask.fill * factor, scaledBy };
 }

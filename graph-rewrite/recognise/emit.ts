@@ -60,21 +60,24 @@ function conjunction(masks: readonly MaskPlacement[], place: EmissionPlace): str
   return kept.reduce((a, b) => list.add('And', [a, b]));
 }
 
-/** What the masks, applied in order, add to a score; a boolean one or a floor puts its fill in place of it. */
+/**
+ * What the masks, applied in order, add to a score; a boolean one or a floor puts its fill in place of it. A scale behind
+ * several of them multiplies their sum, as in the model: what was −∞ in that sum, as two of −3.4e38 are, has to stay it.
+ */
 function added(masks: readonly MaskPlacement[], type: DataTypeName, place: EmissionPlace): string {
   const { list } = place;
-  const factors = new Set(masks.map(({ term }) => (term.kind === 'additive' ? term.factor : 1)));
-  const [common] = factors;
-  // One factor on all of them is applied to their sum, as in the model.
-  const isCommon = factors.size === 1 && common !== undefined && common !== 1;
   const scaled = (name: string, factor: number) =>
     factor === 1 ? name : list.add('Mul', [name, list.scalar(factor, type)]);
   let sum: string | undefined;
+  // What the sum is still to be multiplied with.
+  let pending = 1;
   for (const mask of masks) {
     const { term } = mask;
+    const behind = masks.length === 1 ? 1 : term.scaledBy;
+    if (sum !== undefined) sum = scaled(sum, pending / behind);
+    pending = behind;
     if (term.kind === 'additive') {
-      const shaped = reshaped(mask, place);
-      const own = isCommon ? shaped : scaled(shaped, term.factor);
+      const own = scaled(reshaped(mask, place), term.factor / behind);
       sum = sum === undefined ? own : list.add('Add', [sum, own]);
       continue;
     }
@@ -82,14 +85,14 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
     if (masks.length > 1 && !absorbs(term.fill, dataTypeOf(type)))
       refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
     const kept = sum ?? list.scalar(0, type);
-    const fill = list.scalar(term.fill, type);
+    const fill = list.scalar(term.fill / behind, type);
     if (term.kind === 'floor') {
       sum = list.add('Max', [kept, fill]);
       continue;
     }
     sum = list.add('Where', [reshaped(mask, place), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
   }
-  return scaled(sum ?? list.scalar(0, type), isCommon ? common : 1);
+  return scaled(sum ?? list.scalar(0, type), pending);
 }
 
 /** The mask in the shape that it was placed in, and as the elements that it is. */

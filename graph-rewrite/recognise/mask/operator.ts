@@ -41,6 +41,7 @@ export function understandOperatorMask(
     dimensions: SCORE_AXES.map((axis) => axes[axis]),
     kind,
     factor: 1,
+    scaledBy: 1,
     keepWhere: true,
     fill: Number.NEGATIVE_INFINITY,
   };

@@ -169,7 +169,7 @@ function finish(
       const found = placeSource(condition.sources, placement, indices, inference);
       if (!found) return undefined;
       const { keepWhere } = found.source;
-      const term = { ...found.placement.term, kind: 'boolean', factor: 1, keepWhere, fill } as const;
+      const term = { ...found.placement.term, kind: 'boolean', factor: 1, scaledBy: 1, keepWhere, fill } as const;
       rest.push({ ...found.placement, term });
     }
   return { ...band, maskedValue, rest };
