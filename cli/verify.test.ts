@@ -42,12 +42,25 @@ function redirect(model: ModelProto, name: string, replacement: string): void {
 
 test('every model agrees with itself, at several sizes wherever its shapes are dynamic', async (t) => {
   for (const model of allModels()) {
-    if (model.unrunnableOnCpu) continue;
     const report = await verifyModels(model.modelFile, model.modelFile);
     t.true(report.holds, `${model.name}: ${report.failures[0]}`);
     const enough = model.static ? 1 : 3;
     t.true(report.compared >= enough, `${model.name}: ${report.compared} runs compared, ${report.refused} refused`);
   }
+});
+
+test('a model in bfloat16 is run in float32, and a softmax scale that is off does not pass', async (t) => {
+  const untouched = original('bf16_attn-dyn18');
+  const model = await changed('bf16_attn-dyn18', ({ graph }) => {
+    const softmax = graph!.node.find((one) => one.op_type === 'Softmax')!;
+    graph!.initializer.push(makeTensor('fifth', 'bfloat16', [], [1.2]));
+    graph!.node.splice(graph!.node.indexOf(softmax), 0, node('Mul', [softmax.input[0]!, 'fifth'], ['scaled']));
+    softmax.input[0] = 'scaled';
+  });
+  const same = await verifyModels(untouched, untouched);
+  t.true(same.holds);
+  t.deepEqual(same.notes, ['bfloat16 is computed in float32 here']);
+  t.false((await verifyModels(untouched, model)).holds);
 });
 
 test('a softmax scale that is off by a fifth does not pass', async (t) => {

@@ -4,7 +4,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { compareTensors, type Difference, defaultTolerance } from './verify/compare.js';
 import { Random } from './verify/inputs.js';
-import { createSession, type ModelSource, readModel, readSamples, runModel, type Sample } from './verify/models.js';
+import { createSession, type ModelSource, readRunnable, readSamples, runModel, type Sample } from './verify/models.js';
 import { type ModelSignature, readSignature } from './verify/signature.js';
 import { fallbackSizes, type Hypothesis, hypotheses, isMaskName, planSizes, type SizeCase } from './verify/sizes.js';
 import { type Feeds, makeFeeds } from './verify/values.js';
@@ -78,14 +78,14 @@ const ENOUGH_RUNS = 4;
  */
 export async function verifyModels(a: ModelSource, b: ModelSource, options: VerifyOptions = {}): Promise<VerifyReport> {
   const name = typeof a === 'string' ? a : undefined;
-  const signature = readSignature(readModel(a), name);
-  readModel(b);
-  const first = await createSession(a, 'the untouched model');
+  const [untouched, rewritten] = [readRunnable(a), readRunnable(b)];
+  const signature = readSignature(untouched.model, name);
+  const first = await createSession(untouched.source, 'the untouched model');
   let second: InferenceSession | undefined;
   try {
     const verification = new Verification(signature, first, options);
     try {
-      second = await createSession(b, 'the rewritten model');
+      second = await createSession(rewritten.source, 'the rewritten model');
     } catch (error) {
       if (!(error instanceof OrtFlashError) || error.code !== 'runtime') throw error;
       return verification.fail(error.message);
@@ -100,7 +100,8 @@ export async function verifyModels(a: ModelSource, b: ModelSource, options: Veri
       for (const sample of recorded) await verification.runSample(second, sample);
       await verification.runRandom(second, recorded[0]?.feeds);
     }
-    return verification.report(name);
+    const notes = untouched.isWidened ? ['bfloat16 is computed in float32 here'] : [];
+    return verification.report(name, notes);
   } finally {
     await first.release();
     await second?.release();
@@ -284,7 +285,8 @@ class Verification {
     return this.#build();
   }
 
-  report(file: string | undefined): VerifyReport {
+  /** @param notes what is to be said of the models themselves */
+  report(file: string | undefined, notes: readonly string[]): VerifyReport {
     if (this.#count('compared') === 0) {
       const reason = this.#cases.find((one) => one.reason !== undefined)?.reason ?? 'no inputs were found';
       throw new OrtFlashError(
@@ -295,11 +297,11 @@ class Verification {
         'give inputs that suit it with --inputs',
       );
     }
-    return this.#build();
+    return this.#build(notes);
   }
 
-  #build(): VerifyReport {
-    const notes: string[] = [];
+  #build(given: readonly string[] = []): VerifyReport {
+    const notes = [...given];
     if (this.#undefinedElements > 0) {
       notes.push(
         `${this.#undefinedElements} output elements are NaN in the untouched model, where a mask leaves out every key ` +

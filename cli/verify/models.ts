@@ -3,8 +3,9 @@ import { basename, join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { readModelFile } from '../../graph-rewrite/files.js';
-import { decodeModel, decodeTensor } from '../../graph-rewrite/onnx/codec.js';
+import { decodeModel, decodeTensor, encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
+import { widenBfloat16 } from '../../graph-rewrite/widen.js';
 import type { ModelSignature } from './signature.js';
 import { type Feeds, toOrtTensor } from './values.js';
 
@@ -43,6 +44,24 @@ const FILE_FAULTS: Readonly<Record<string, string>> = {
 /** Reads a model, and checks that its external data is there. @throws OrtFlashError as readModelFile and decodeModel */
 export function readModel(source: ModelSource): ModelProto {
   return typeof source === 'string' ? readModelFile(source) : decodeModel(source);
+}
+
+/** A model that onnxruntime-node can run on the CPU. */
+export interface RunnableModel {
+  readonly model: ModelProto;
+  readonly source: ModelSource;
+  /** Whether it was in bfloat16, for which the CPU has no kernels, and is in float32. */
+  readonly isWidened: boolean;
+}
+
+/**
+ * {@link readModel}, in float32 where it is in bfloat16.
+ * @throws OrtFlashError as readModel, and `unsupported` where float32 cannot stand for it
+ */
+export function readRunnable(source: ModelSource): RunnableModel {
+  const model = readModel(source);
+  const isWidened = widenBfloat16(model) !== undefined;
+  return { model, source: isWidened ? encodeModel(model) : source, isWidened };
 }
 
 /**

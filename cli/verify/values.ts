@@ -3,6 +3,7 @@ import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { dataTypeName } from '../../graph-rewrite/onnx/data-type.js';
 import type { TensorProto } from '../../graph-rewrite/onnx/proto.js';
 import { tensorData, tensorShape } from '../../graph-rewrite/onnx/tensor.js';
+import { decodeHalf } from '../../graph-rewrite/op/half.js';
 import { makeInputs, type Random, RUNTIME_TYPES } from './inputs.js';
 import type { ModelSignature } from './signature.js';
 import type { Binding, SizeCase } from './sizes.js';
@@ -10,10 +11,12 @@ import type { Binding, SizeCase } from './sizes.js';
 /** Inputs of one run, by name. */
 export type Feeds = Record<string, Tensor>;
 
-/** A tensor of a file as onnxruntime takes it. */
+/** A tensor of a file as onnxruntime takes it: bfloat16 as float32, as the models that take it are run so. */
 export function toOrtTensor(proto: TensorProto, file?: string): Tensor {
   const type = dataTypeName(proto.data_type);
   if (type === 'string') return new Tensor('string', proto.string_data.map(decodeText), tensorShape(proto));
+  if (type === 'bfloat16')
+    return new Tensor('float32', decodeHalf(tensorData(proto) as Uint16Array, type), tensorShape(proto));
   if (!RUNTIME_TYPES.has(type)) {
     const place = { tensor: proto.name ?? '', ...(file === undefined ? {} : { file }) };
     throw new OrtFlashError('unsupported', `onnxruntime-node takes no ${type} tensors`, place);
