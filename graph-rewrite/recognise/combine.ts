@@ -103,6 +103,9 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
         });
         break;
       case 'select':
+        // In a row that has lost all keys already every score is 0 then, and this fill takes its keys out of them.
+        if (shiftedMasks && step.fill !== Number.NEGATIVE_INFINITY)
+          refuse('a finite fill takes the place of masked scores that their maximum was taken from', step.condition);
         if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
           refuse('a finite fill takes the place of scores that a number was added to', step.condition);
         masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1, scaledBy: 1 });

@@ -104,10 +104,11 @@ export function traceProbabilities(
   const nodes: Node[] = [];
   const casts: number[] = [];
   const zeroed: SelectStep[] = [];
-  // Written as a quotient, with no maximum taken off after the masks, rows of low scores are 0/0.
+  // Written as a quotient, with no maximum taken off after the masks, rows of low scores are 0/0; with none at all, those of
+  // high ones ∞/∞.
   const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
   const lowered = steps.findLastIndex((s) => ['add', 'select', 'floor', 'sink'].includes(s.kind));
-  const mayUnderflow = softmax.nodes.length > 1 && maximum < lowered;
+  const mayBeUndefined = softmax.nodes.length > 1 && (maximum < 0 || maximum < lowered);
   for (;;) {
     const node = onlyConsumer(value, nodes);
     const product = readContraction(node, inference);
@@ -130,7 +131,7 @@ export function traceProbabilities(
       casts.push(node.int('to') ?? 0);
     } else if (zeroedMask(node, value, view, steps, inference)) {
       zeroed.push(zeroedMask(node, value, view, steps, inference)!);
-    } else if (!passesThrough(node, value, inference) || (mayUnderflow && node.is('Where'))) {
+    } else if (!passesThrough(node, value, inference) || (mayBeUndefined && node.is('Where'))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);
