@@ -49,6 +49,8 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   const ordered = transpose.map((i) => shape[i]!);
   const moved = transpose.some((from, to) => from !== to) ? { transpose } : {};
   const flat = leaves.flat();
+  if (flat.some((leaf) => axisOf(leaf) < 0 && !leaf.size.equals(1)))
+    return 'a mask has a dimension that is none of the scores';
   if (flat.some((leaf, i) => i > 0 && axisOf(leaf) < axisOf(flat[i - 1]!)))
     return 'a mask has its dimensions in another order than the scores';
   let period = 0;
