@@ -8,13 +8,17 @@ import { decodeModel, encodeModel, encodeTensor } from '../graph-rewrite/onnx/co
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
 import { opsetImports, tensorInfo } from '../graph-rewrite/onnx/make.js';
 import {
+  DataLocation,
+  DataType,
   GraphProto,
   type ModelProto,
   ModelProto as ModelType,
   type NodeProto,
   NodeProto as NodeType,
+  StringStringEntryProto,
 } from '../graph-rewrite/onnx/proto.js';
 import { makeTensor, tensorNumbers } from '../graph-rewrite/onnx/tensor.js';
+import { makeAttribute } from '../graph-rewrite/op/emit.js';
 import { allModels, bundledModel } from '../models/corpus.js';
 import { Random } from './verify/inputs.js';
 import { readSignature } from './verify/signature.js';
@@ -61,6 +65,37 @@ test('a model in bfloat16 is run in float32, and a softmax scale that is off doe
   t.true(same.holds);
   t.deepEqual(same.notes, ['bfloat16 is computed in float32 here']);
   t.false((await verifyModels(untouched, model)).holds);
+});
+
+test('bfloat16 between casts, beside weights in a data file, is run as it is', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'ort-flash-verify-'));
+  try {
+    const weight = makeTensor('w', 'float32', [4], [1, 2, 3, 4]);
+    await writeFile(join(folder, 'w.bin'), weight.raw_data!);
+    weight.raw_data = new Uint8Array();
+    weight.data_location = DataLocation.EXTERNAL;
+    weight.external_data = [StringStringEntryProto.create({ key: 'location', value: 'w.bin' })];
+    const cast = (input: string, output: string, to: number) =>
+      NodeType.create({ op_type: 'Cast', input: [input], output: [output], attribute: [makeAttribute('to', to)] });
+    const model = ModelType.create({
+      ir_version: Long.fromNumber(8),
+      opset_import: opsetImports({ '': 17 }),
+      graph: GraphProto.create({
+        name: 'g',
+        input: [tensorInfo('x', 'float32', ['n', 4])],
+        output: [tensorInfo('y', 'float32', ['n', 4])],
+        initializer: [weight],
+        node: [node('Add', ['x', 'w'], ['s']), cast('s', 'b', DataType.BFLOAT16), cast('b', 'y', DataType.FLOAT)],
+      }),
+    });
+    const file = join(folder, 'model.onnx');
+    await writeFile(file, encodeModel(model));
+    const report = await verifyModels(file, file);
+    t.true(report.holds);
+    t.deepEqual(report.notes, []);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test('a softmax scale that is off by a fifth does not pass', async (t) => {

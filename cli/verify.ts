@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { WIDENED_NOTE } from '../graph-rewrite/widen.js';
 import { compareTensors, type Difference, defaultTolerance } from './verify/compare.js';
 import { Random } from './verify/inputs.js';
 import { createSession, type ModelSource, readRunnable, readSamples, runModel, type Sample } from './verify/models.js';
@@ -100,7 +101,7 @@ export async function verifyModels(a: ModelSource, b: ModelSource, options: Veri
       for (const sample of recorded) await verification.runSample(second, sample);
       await verification.runRandom(second, recorded[0]?.feeds);
     }
-    const notes = untouched.isWidened ? ['bfloat16 is computed in float32 here'] : [];
+    const notes = untouched.isWidened ? [WIDENED_NOTE] : [];
     return verification.report(name, notes);
   } finally {
     await first.release();

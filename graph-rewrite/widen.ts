@@ -62,6 +62,9 @@ export function widenBfloat16(model: ModelProto, options: WideningOptions = {}):
   return { inputs, outputs, files: widening.files };
 }
 
+/** What is to be told of a widened model, wherever it runs. */
+export const WIDENED_NOTE = 'bfloat16 is computed in float32 here';
+
 /** What came of a model that was to be widened, and what is to be told of it. */
 export interface WideningAttempt {
   readonly widened?: WidenedModel;
@@ -75,7 +78,7 @@ export interface WideningAttempt {
 export function tryWidening(model: ModelProto, options: WideningOptions = {}): WideningAttempt {
   try {
     const widened = widenBfloat16(model, options);
-    return widened === undefined ? {} : { widened, note: 'bfloat16 is computed in float32 here' };
+    return widened === undefined ? {} : { widened, note: WIDENED_NOTE };
   } catch (error) {
     if (!(error instanceof OrtFlashError) || error.code === 'external-data') throw error;
     return { note: error.message };

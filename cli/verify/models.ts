@@ -4,6 +4,7 @@ import { InferenceSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { readModelFile } from '../../graph-rewrite/files.js';
 import { decodeModel, decodeTensor, encodeModel } from '../../graph-rewrite/onnx/codec.js';
+import { dataFiles } from '../../graph-rewrite/onnx/data-files.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { widenBfloat16 } from '../../graph-rewrite/widen.js';
 import type { ModelSignature } from './signature.js';
@@ -55,12 +56,13 @@ export interface RunnableModel {
 }
 
 /**
- * {@link readModel}, in float32 where it is in bfloat16.
+ * {@link readModel}, in float32 where it is in bfloat16. One with data files stays as it is: its bytes alone would not say
+ * where they are.
  * @throws OrtFlashError as readModel, and `unsupported` where float32 cannot stand for it
  */
 export function readRunnable(source: ModelSource): RunnableModel {
   const model = readModel(source);
-  const isWidened = widenBfloat16(model) !== undefined;
+  const isWidened = dataFiles(model).length === 0 && widenBfloat16(model) !== undefined;
   return { model, source: isWidened ? encodeModel(model) : source, isWidened };
 }
 
