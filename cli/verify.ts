@@ -5,7 +5,16 @@ import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { WIDENED_NOTE } from '../graph-rewrite/widen.js';
 import { compareTensors, type Difference, defaultTolerance } from './verify/compare.js';
 import { Random } from './verify/inputs.js';
-import { createSession, type ModelSource, readRunnable, readSamples, runModel, type Sample } from './verify/models.js';
+import {
+  createSession,
+  inFloat32,
+  type ModelSource,
+  openRunnable,
+  readModel,
+  readSamples,
+  runModel,
+  type Sample,
+} from './verify/models.js';
 import { type ModelSignature, readSignature } from './verify/signature.js';
 import { fallbackSizes, type Hypothesis, hypotheses, isMaskName, planSizes, type SizeCase } from './verify/sizes.js';
 import { type Feeds, makeFeeds } from './verify/values.js';
@@ -79,14 +88,14 @@ const ENOUGH_RUNS = 4;
  */
 export async function verifyModels(a: ModelSource, b: ModelSource, options: VerifyOptions = {}): Promise<VerifyReport> {
   const name = typeof a === 'string' ? a : undefined;
-  const [untouched, rewritten] = [readRunnable(a), readRunnable(b)];
-  const signature = readSignature(untouched.model, name);
-  const first = await createSession(untouched.source, 'the untouched model');
+  const rewritten = readModel(b);
+  const { model, session: first, isWidened } = await openRunnable(a, 'the untouched model');
   let second: InferenceSession | undefined;
   try {
+    const signature = readSignature(model, name);
     const verification = new Verification(signature, first, options);
     try {
-      second = await createSession(rewritten.source, 'the rewritten model');
+      second = await createSession((isWidened && inFloat32(rewritten)) || b, 'the rewritten model');
     } catch (error) {
       if (!(error instanceof OrtFlashError) || error.code !== 'runtime') throw error;
       return verification.fail(error.message);
@@ -101,7 +110,7 @@ export async function verifyModels(a: ModelSource, b: ModelSource, options: Veri
       for (const sample of recorded) await verification.runSample(second, sample);
       await verification.runRandom(second, recorded[0]?.feeds);
     }
-    const notes = untouched.isWidened ? [WIDENED_NOTE] : [];
+    const notes = isWidened ? [WIDENED_NOTE] : [];
     return verification.report(name, notes);
   } finally {
     await first.release();

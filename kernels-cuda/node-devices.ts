@@ -8,7 +8,7 @@ import { loadAddon, toOrtFlashError } from './node-addon.js';
 import { AddonSessionHandler } from './node-handler.js';
 import { cudaOptions, nativeSessionOptions } from './node-options.js';
 import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
-import { type FlashMode, type PreparedModel, prepareModel } from './node-prepare.js';
+import { type FlashMode, openOnCpu, type PreparedModel, prepareModel } from './node-prepare.js';
 import { openWasmSession, openWebGpuSession } from './node-web-runtime.js';
 import { WidenedHandler } from './node-widened.js';
 
@@ -116,9 +116,10 @@ async function openCpu(provider: Provider, model: Model, options: SessionOptions
   const state = loadAddon();
   if (state.addon === undefined) {
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'cpu', flash, false), options, ['runs block the event loop']);
+    const notes = ['runs block the event loop'];
+    return openOnCpu(model, flash, (prepared) => openOrt(provider, prepared, options, notes), { dataFolders: false });
   }
-  return { ...(await openAddon(await prepareModel(model, 'cpu', flash), model, options, {})), device: 'cpu' };
+  return openOnCpu(model, flash, (prepared) => openAddon(prepared, model, options, {}));
 }
 
 async function openCuda(provider: Provider, model: Model, options: SessionOptions): Promise<Opened> {
@@ -138,7 +139,7 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
     if (settings.enable_cuda_graph === '1')
       throw new OrtFlashError('unsupported', `enableGraphCapture needs the addon: ${state.why}`);
     warnOnce(state.why);
-    return openOrt(provider, await prepareModel(model, 'cuda', flash, false), options, [state.why]);
+    return openOrt(provider, await prepareModel(model, 'cuda', flash, { dataFolders: false }), options, [state.why]);
   }
   const kernels = customOpLibraryPath();
   const hasKernels = existsSync(kernels);

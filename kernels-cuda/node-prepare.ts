@@ -35,25 +35,30 @@ export interface PreparedModel {
 /** ONNX Runtime's name for the folder of external data of a model that comes from memory. */
 const DATA_FOLDER = 'session.model_external_initializers_file_folder_path';
 
+export interface PrepareOptions {
+  /** Whether the session takes config entries, which a rewritten model with external data needs. Default true. */
+  readonly dataFolders?: boolean;
+  /** Whether bfloat16 becomes float32. Default false. */
+  readonly widens?: boolean;
+}
+
 /**
- * Rewrites a model so that its attentions are carried out as suits where it will run, and without bfloat16 on the CPU,
- * which hardly computes in it. A model in which there is nothing to change, or that this package cannot read, goes to
- * ONNX Runtime as it is.
- * @param dataFolders whether the session takes config entries, which a rewritten model with external data needs
+ * Rewrites a model so that its attentions are carried out as suits where it will run. A model in which there is nothing
+ * to change, or that this package cannot read, goes to ONNX Runtime as it is.
  * @throws OrtFlashError with `flash: 'on'`, where no attention can be fused
  */
 export async function prepareModel(
   model: string | Uint8Array,
   carrier: AttentionCarrier,
   flash: FlashMode,
-  dataFolders = true,
+  options: PrepareOptions = {},
 ): Promise<PreparedModel> {
   if (!['auto', 'on', 'off'].includes(flash))
     throw new OrtFlashError('invalid-argument', `the option flash is 'auto', 'on' or 'off', not '${flash}'`);
   const asItIs = (note: string | undefined) => ({ model, configEntries: {}, note });
   if (flash === 'off') return asItIs(undefined);
   try {
-    const prepared = await rewrite(model, carrier, dataFolders);
+    const prepared = await rewrite(model, carrier, options);
     if (prepared !== undefined && (prepared.isFused || flash === 'auto')) return prepared;
     if (flash === 'auto') return asItIs(undefined);
   } catch (error) {
@@ -63,17 +68,38 @@ export async function prepareModel(
   throw new OrtFlashError('unsupported', "flash is 'on', and no attention of the model can be fused");
 }
 
+/**
+ * Opens a session on the CPU. A model that ONNX Runtime refuses as it is is tried in float32 where it has bfloat16, for
+ * which the CPU has few kernels; a Cast to bfloat16 and back, which it has, goes on rounding.
+ * @throws OrtFlashError as prepareModel; and whatever `open` throws of the last that was tried
+ */
+export async function openOnCpu<Session>(
+  model: string | Uint8Array,
+  flash: FlashMode,
+  open: (prepared: PreparedModel) => Promise<Session>,
+  options: PrepareOptions = {},
+): Promise<Session> {
+  const prepared = await prepareModel(model, 'cpu', flash, options);
+  try {
+    return await open(prepared);
+  } catch (error) {
+    const wide = await prepareModel(model, 'cpu', flash, { ...options, widens: true });
+    if (wide.widened === undefined) throw error;
+    return open(wide);
+  }
+}
+
 async function rewrite(
   model: string | Uint8Array,
   carrier: AttentionCarrier,
-  dataFolders: boolean,
+  { dataFolders = true, widens = false }: PrepareOptions,
 ): Promise<(PreparedModel & { readonly isFused: boolean }) | undefined> {
   const file = typeof model === 'string' ? model : undefined;
   const bytes = typeof model === 'string' ? await readModel(model) : model;
   // ONNX Runtime says itself what it cannot read.
   if (bytes === undefined) return undefined;
   const proto = decodeModel(bytes, file);
-  const { widened, note: widening } = carrier === 'cpu' ? tryWidening(proto) : {};
+  const { widened, note: widening } = widens ? tryWidening(proto) : {};
   const before = countAttentions(proto);
   const { lowered = [] } = rewriteModel(proto, carrier === 'kernels' ? {} : { target: 'ort', provider: carrier });
   const after = countAttentions(proto);

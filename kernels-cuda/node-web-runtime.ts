@@ -16,7 +16,7 @@ import {
 } from '../kernels-wgsl/session/handler.js';
 import { giveTensor, mapTensors, takeTensor } from './node-gpu-tensor.js';
 import { readExternalData, readWhole } from './node-options.js';
-import { type FlashMode, prepareModel } from './node-prepare.js';
+import { type FlashMode, openOnCpu, type PreparedModel } from './node-prepare.js';
 import { createTensor, fillTensor } from './node-tensor.js';
 import { WidenedHandler } from './node-widened.js';
 
@@ -101,13 +101,16 @@ export async function openWasmSession(
 ): Promise<OpenedWebRuntime> {
   const { flash = 'auto', ...rest } = options;
   const { InferenceSession: Sessions } = await import('onnxruntime-web');
-  const prepared = await prepareModel(model, 'cpu', flash);
   const given = { ...rest, externalData: await loadDataFiles(model, options), executionProviders: ['wasm'] };
-  const bytes = typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model;
-  const session = await oneAtATime(() => Sessions.create(bytes, given as Parameters<typeof Sessions.create>[1]));
+  const open = async (prepared: PreparedModel) => {
+    const bytes = typeof prepared.model === 'string' ? await readWhole(prepared.model, 'file-access') : prepared.model;
+    const session = await oneAtATime(() => Sessions.create(bytes, given as Parameters<typeof Sessions.create>[1]));
+    // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
+    const handler = new WasmSessionHandler(session as unknown as InferenceSession, { inTurn: oneAtATime });
+    return { prepared, handler };
+  };
+  const { prepared, handler } = await openOnCpu(model, flash, open);
   const notes = prepared.note === undefined ? [] : [prepared.note];
-  // The two runtimes bring their own copies of onnxruntime-common, whose interfaces are alike.
-  const handler = new WasmSessionHandler(session as unknown as InferenceSession, { inTurn: oneAtATime });
   const { widened } = prepared;
   return {
     handler: widened ? new WidenedHandler(handler, widened) : handler,

@@ -129,6 +129,23 @@ for (const device of DEVICES) {
     await session.release();
   });
 
+  test(`${device}: a model that ONNX Runtime takes as it is goes on rounding to bfloat16`, async (t) => {
+    const model = makeModel(
+      [vector('x', 'float32')],
+      [vector('y', 'float32')],
+      [
+        { op: 'Cast', inputs: ['x'], outputs: ['half'], ints: { to: 16 } },
+        { op: 'Cast', inputs: ['half'], outputs: ['y'], ints: { to: 1 } },
+      ],
+    );
+    const session = await open(model);
+    t.notRegex(session.explain().text, /float32/);
+    const x = Float32Array.of(0.1, 1 / 3, -5, 1e-40);
+    const { y } = await session.run({ x: new Tensor('float32', x, [4]) });
+    t.deepEqual(y!.data, decodeHalf(encodeHalf(x, 'bfloat16'), 'bfloat16'));
+    await session.release();
+  });
+
   test(`${device}: a file that ort-flash rewrite has written runs, too`, async (t) => {
     const example = bundledModel('bf16_attn-dyn18');
     const proto = decodeModel(readFileSync(example.modelFile));
@@ -175,7 +192,7 @@ test('where float32 cannot stand for bfloat16, the model is left as it is, and t
     [vector('y', 'uint16')],
     [{ op: 'BitCast', inputs: ['x'], outputs: ['y'], ints: { to: 4 } }],
   );
-  const prepared = await prepareModel(bits, 'cpu', 'auto');
+  const prepared = await prepareModel(bits, 'cpu', 'auto', { widens: true });
   t.is(prepared.model, bits);
   t.is(prepared.widened, undefined);
   t.regex(prepared.note!, /bfloat16 cannot be computed in float32: a BitCast sees the bits/);

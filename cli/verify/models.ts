@@ -47,23 +47,37 @@ export function readModel(source: ModelSource): ModelProto {
   return typeof source === 'string' ? readModelFile(source) : decodeModel(source);
 }
 
-/** A model that onnxruntime-node can run on the CPU. */
+/** A model that onnxruntime-node runs on the CPU. */
 export interface RunnableModel {
   readonly model: ModelProto;
-  readonly source: ModelSource;
-  /** Whether it was in bfloat16, for which the CPU has no kernels, and is in float32. */
+  readonly session: InferenceSession;
+  /** Whether it has bfloat16 that the CPU lacks kernels for, and is in float32 here. */
   readonly isWidened: boolean;
 }
 
 /**
- * {@link readModel}, in float32 where it is in bfloat16. One with data files stays as it is: its bytes alone would not say
- * where they are.
- * @throws OrtFlashError as readModel, and `unsupported` where float32 cannot stand for it
+ * Opens a model as it is, or in float32 where onnxruntime refuses it and it has bfloat16.
+ * @param what what the model is, for errors
+ * @throws OrtFlashError as readModel, createSession and inFloat32
  */
-export function readRunnable(source: ModelSource): RunnableModel {
+export async function openRunnable(source: ModelSource, what: string): Promise<RunnableModel> {
   const model = readModel(source);
-  const isWidened = dataFiles(model).length === 0 && widenBfloat16(model) !== undefined;
-  return { model, source: isWidened ? encodeModel(model) : source, isWidened };
+  try {
+    return { model, session: await createSession(source, what), isWidened: false };
+  } catch (error) {
+    const wide = inFloat32(model);
+    if (wide === undefined) throw error;
+    return { model, session: await createSession(wide, what), isWidened: true };
+  }
+}
+
+/**
+ * Widens a model in place; undefined where it has no bfloat16, or has data files: its bytes alone would not say where they
+ * are.
+ * @throws OrtFlashError `unsupported` where float32 cannot stand for it
+ */
+export function inFloat32(model: ModelProto): Uint8Array | undefined {
+  return dataFiles(model).length === 0 && widenBfloat16(model) ? encodeModel(model) : undefined;
 }
 
 /**
