@@ -72,10 +72,11 @@ void warm_up(const Launch &launch) {
   }
 }
 
-// The time of one call in a replayed graph of many: for calls shorter than their launch.
+// The time of one call in a replayed graph of many, over rotated buffers: for calls shorter than their launch.
+constexpr int kGraphCalls = 32;
+
 template <typename Launch>
 float time_in_graph(const Launch &launch) {
-  constexpr int kCalls = 20;
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
@@ -83,10 +84,10 @@ float time_in_graph(const Launch &launch) {
   launch(0, stream);
   CHECK_CUDA(cudaStreamSynchronize(stream));
   CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int n = 0; n < kCalls; ++n) launch(0, stream);
+  for (int n = 0; n < kGraphCalls; ++n) launch(n, stream);
   CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
   CHECK_CUDA(cudaGraphInstantiate(&executable, graph, 0));
-  const float time = median_time(stream, 5, [&](int) { CHECK_CUDA(cudaGraphLaunch(executable, stream)); }) / kCalls;
+  const float time = median_time(stream, 5, [&](int) { CHECK_CUDA(cudaGraphLaunch(executable, stream)); }) / kGraphCalls;
   CHECK_CUDA(cudaGraphExecDestroy(executable));
   CHECK_CUDA(cudaGraphDestroy(graph));
   CHECK_CUDA(cudaStreamDestroy(stream));
@@ -131,9 +132,12 @@ float harness::time_shape(const Shape &s, int kernel) {
     const int64_t row = int64_t{length} * s.dimension;
     return OrtFlashTensor{random_memory(row * heads * s.batch, seed, s.element), row * heads, row, s.dimension, 1};
   };
-  constexpr int kSets = 3;
-  OrtFlashTensor query[kSets], key[kSets], value[kSets];
-  for (int n = 0; n < kSets; ++n) {
+  // Together more than twice the L2 cache of an H100, from which short calls would read else.
+  constexpr int64_t kRotatedBytes = int64_t{128} << 20;
+  const int64_t bytes_of_set = int64_t{4} * s.batch * s.key_heads * s.keys * s.dimension;
+  const int sets = static_cast<int>(std::clamp<int64_t>(kRotatedBytes / bytes_of_set, 3, kGraphCalls));
+  std::vector<OrtFlashTensor> query(sets), key(sets), value(sets);
+  for (int n = 0; n < sets; ++n) {
     query[n] = tensor(s.query_heads, s.queries, 3 * n + 1);
     key[n] = tensor(s.key_heads, s.keys, 3 * n + 2);
     value[n] = tensor(s.key_heads, s.keys, 3 * n + 3);
@@ -153,9 +157,9 @@ float harness::time_shape(const Shape &s, int kernel) {
     void *workspace;
     CHECK_CUDA(cudaMalloc(&workspace, bytes + 256));
     const auto launch = [&](int n, cudaStream_t stream) {
-      call.query = query[n % kSets];
-      call.key = key[n % kSets];
-      call.value = value[n % kSets];
+      call.query = query[n % sets];
+      call.key = key[n % sets];
+      call.value = value[n % sets];
       if (const char *wrong = ortflash_attention_run(&call, workspace, stream)) {
         std::printf("%s\n", wrong);
         std::exit(2);
@@ -167,7 +171,7 @@ float harness::time_shape(const Shape &s, int kernel) {
                                        : median_time(nullptr, 5, [&](int n) { launch(n, nullptr); });
     CHECK_CUDA(cudaFree(workspace));
   }
-  for (int n = 0; n < kSets; ++n) {
+  for (int n = 0; n < sets; ++n) {
     for (const OrtFlashTensor *t : {&query[n], &key[n], &value[n]}) CHECK_CUDA(cudaFree(t->data));
   }
   CHECK_CUDA(cudaFree(call.output.data));

@@ -6,8 +6,8 @@
 
 namespace harness {
 
-// What is timed of a call: its part of a run of calls over rotated buffers; of a replayed graph of calls on one set of
-// buffers, for calls shorter than their launch; or the host's time to enqueue it.
+// What is timed of a call, over rotated buffers: its part of a run of calls; of a replayed graph of calls, for calls shorter
+// than their launch; or the host's time to enqueue it.
 enum class Clock { kEvents, kGraph, kHost };
 
 struct Shape {
