@@ -30,6 +30,7 @@ ADDITIVE = 2
 SETS = 3
 GRAPH_RUNS = 32
 ROTATED_BYTES = 128 * 2**20  # what buffers take turns for: more than twice the L2 cache of an H100
+SECTIONS = ["forward_tflops", "masked_tflops", "decode", "long"]
 BACKENDS = {"torch_flash": SDPBackend.FLASH_ATTENTION, "torch_cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -328,6 +329,7 @@ def main():
     parser.add_argument("library", help="libortflash_cuda.so")
     parser.add_argument("--out", help="write the results to this JSON file")
     parser.add_argument("--types", nargs="+", choices=["float16", "bfloat16"], default=["float16", "bfloat16"])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="parts to measure; a summary needs all")
     parser.add_argument("--ort-peer", help="what bench/ort-peer.cpp was compiled to")
     parser.add_argument("--onnxruntime", help="libonnxruntime.so.1, its CUDA provider beside it")
     arguments = parser.parse_args()
@@ -350,14 +352,17 @@ def measure(arguments, types):
         ("long", [("131,072 tokens", (long_row(ours) for _ in range(1)))]),
     )
     for section, parts in sections:
+        if section not in arguments.only:
+            continue
         result[section] = []
         for title, rows in parts:
             for row in print_rows(title, rows):
                 result[section].append(row)
                 save(result, arguments.out)
-    result["summary"] = summarise(result)
-    print(json.dumps(result["summary"], indent=1))
-    save(result, arguments.out)
+    if set(arguments.only) == set(SECTIONS):
+        result["summary"] = summarise(result)
+        print(json.dumps(result["summary"], indent=1))
+        save(result, arguments.out)
 
 
 def save(result, path):
