@@ -13,6 +13,11 @@ struct Fine : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {
   static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false, 16};
 };
 struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {};
+// The same, launched while the kernel before them ends.
+template <typename Tiles>
+struct Early : Tiles {
+  static constexpr bool kStartsEarly = true;
+};
 // The kernel that the wide cluster was chosen over for few keys.
 struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
 
@@ -34,6 +39,9 @@ void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vecto
   all.push_back(decode<Plain>("workspace"));
   all.push_back(decode<Fine>("splits by the tile"));
   all.push_back(decode<Wide>("8 warps"));
+  all.push_back(decode<Early<Plain>>("workspace, started early"));
+  all.push_back(decode<Early<Fine>>("splits by the tile, started early"));
+  all.push_back(decode<Early<Wide>>("8 warps, started early"));
   all.push_back(decode<Cluster>("cluster"));
 }
 
