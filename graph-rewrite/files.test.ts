@@ -20,7 +20,7 @@ import { promisify } from 'node:util';
 import test from 'ava';
 import Long from 'long';
 import { OrtFlashError } from './errors.js';
-import { externalDataReader, readModelFile, writeModelFile } from './files.js';
+import { externalDataReader, makeFolders, readModelFile, writeModelFile } from './files.js';
 import { encodeModel } from './onnx/codec.js';
 import { DataLocation, DataType, GraphProto, ModelProto, StringStringEntryProto, TensorProto } from './onnx/proto.js';
 import { tensorFloats } from './onnx/tensor.js';
@@ -206,13 +206,40 @@ test('unreadable and unwritable paths are named with the reason', async (t) => {
   t.regex(await failure(() => readModelFile(folder)), /file-access: .*it is a folder/);
   const model = readModelFile(externalModel(newFolder()), { checkExternalData: false });
   model.graph!.initializer = [];
-  t.regex(await failure(() => writeModelFile(folder, model)), /file-access: the output is no file/);
+  t.regex(await failure(() => writeModelFile(folder, model)), /file-access: the output is a folder .*; name the file/);
+  t.regex(await failure(() => writeModelFile(join(folder, 'new/'), model)), /file-access: the output is a folder/);
+  t.regex(await failure(() => writeModelFile('', model)), /invalid-argument: the name of the output is empty/);
+  t.regex(await failure(() => writeModelFile('/dev/null', model)), /file-access: the output is no file/);
   writeFileSync(join(folder, 'file'), '');
-  t.regex(await failure(() => writeModelFile(join(folder, 'file', 'x.onnx'), model)), /file-access: .*no folder|exist/);
+  t.regex(await failure(() => writeModelFile(join(folder, 'file', 'x.onnx'), model)), /file-access: .*is no folder/);
+  t.regex(await failure(() => writeModelFile(join(folder, 'file', 'a', 'x'), model)), /file-access: .*is no folder/);
+  const longest = join(folder, 'n'.repeat(255));
+  await writeModelFile(longest, model);
+  t.true(existsSync(longest));
+  t.regex(await failure(() => writeModelFile(`${longest}n`, model)), /file-access: .*its name is too long/);
   symlinkSync('target.onnx', join(folder, 'link.onnx'));
   writeFileSync(join(folder, 'target.onnx'), '');
   await writeModelFile(join(folder, 'link.onnx'), model);
   t.true(statSync(join(folder, 'target.onnx')).size > 0);
+});
+
+test('folders are made where a file system lets them be, and an error where it does not', async (t) => {
+  const folder = newFolder();
+  await makeFolders(join(folder, 'a', 'b', 'c'));
+  t.deepEqual(readdirSync(folder, { recursive: true }), ['a', 'a/b', 'a/b/c']);
+  await makeFolders(join(folder, 'a', 'b'));
+  if (process.platform !== 'linux') return;
+  // Node's own way never ends there.
+  await t.throwsAsync(makeFolders('/proc/none/of/these'), { code: 'ENOENT' });
+});
+
+test('what cannot be written leaves no folders behind', async (t) => {
+  const folder = newFolder();
+  const model = readModelFile(externalModel(newFolder()), { checkExternalData: false });
+  model.graph!.initializer = [];
+  const out = join(folder, 'a', 'b', 'n'.repeat(256));
+  t.regex(await failure(() => writeModelFile(out, model)), /its name is too long/);
+  t.deepEqual(readdirSync(folder), []);
 });
 
 /** A script that overwrites `out` with a model of 64 MiB. */

@@ -9,11 +9,13 @@ import {
   closeSync,
   constants,
   fstatSync,
+  mkdtempSync,
   openSync,
   readFileSync,
   readSync,
   realpathSync,
   rmdirSync,
+  rmSync,
   statSync,
   unlinkSync,
 } from 'node:fs';
@@ -224,10 +226,58 @@ export async function writeWholeFile(path: string, chunks: readonly Uint8Array[]
 
 /** Where to write: through a symbolic link, so that it stays one. */
 async function outputPath(path: string): Promise<string> {
+  if (path === '') throw new OrtFlashError('invalid-argument', 'the name of the output is empty');
   const status = await stat(path).catch(() => undefined);
+  if (status?.isDirectory() || path.endsWith('/') || path.endsWith(sep)) {
+    throw new OrtFlashError('file-access', 'the output is a folder', { file: path }, 'name the file to write in it');
+  }
   if (status === undefined) return resolve(path);
   if (!status.isFile()) throw new OrtFlashError('file-access', 'the output is no file', { file: path });
   return realpath(path);
+}
+
+/**
+ * Makes a folder and those above it that are not there. Not by mkdir's `recursive`, which never ends where a file system
+ * refuses a folder as if the one above it were missing (Linux's /proc).
+ * @param made gets the folders that were made, innermost first
+ */
+export async function makeFolders(folder: string, made: string[] = []): Promise<void> {
+  const missing: string[] = [];
+  const isThere = (path: string) => statSync(path, { throwIfNoEntry: false }) !== undefined;
+  for (let path = resolve(folder); !isThere(path) && path !== dirname(path); path = dirname(path)) missing.push(path);
+  for (const path of missing.reverse()) {
+    try {
+      await mkdir(path);
+      made.unshift(path);
+    } catch (error) {
+      // Another process may have made it in the meantime.
+      if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error;
+    }
+  }
+}
+
+/**
+ * A folder with a name of its own in `parent`, which is there, that is gone after `remove`, also where SIGINT or SIGTERM
+ * ends the process before.
+ * @throws OrtFlashError `file-access`
+ */
+export function temporaryFolder(parent: string): { readonly path: string; remove(): void } {
+  let path: string;
+  try {
+    path = mkdtempSync(join(parent, '.ort-flash-'));
+  } catch (cause) {
+    throw accessError('written', parent, cause);
+  }
+  const end = (signal: NodeJS.Signals) => {
+    remove();
+    process.kill(process.pid, signal);
+  };
+  const remove = () => {
+    rmSync(path, { recursive: true, force: true });
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, end);
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, end);
+  return { path, remove };
 }
 
 async function placeDataFile(
@@ -328,10 +378,11 @@ class Transaction {
   }
 
   private async make<T>(target: string, action: (temporary: string) => Promise<T>): Promise<T> {
-    const temporary = join(dirname(target), `.${basename(target)}.${randomBytes(6).toString('hex')}.tmp`);
+    // Part of the name tells whose it is; the whole could be too long with what comes before and behind.
+    const name = basename(target).slice(0, 40);
+    const temporary = join(dirname(target), `.${name}.${randomBytes(6).toString('hex')}.tmp`);
     try {
-      const made = await mkdir(dirname(target), { recursive: true });
-      for (let f = dirname(target); made !== undefined && f.startsWith(made); f = dirname(f)) this.folders.push(f);
+      await makeFolders(dirname(target), this.folders);
       this.pending.push({ temporary, target });
       const result = await action(temporary);
       if (result === false) this.pending.pop();
@@ -426,11 +477,16 @@ const REASONS: Readonly<Record<string, string>> = {
   EPERM: 'permission is denied',
   EISDIR: 'it is a folder',
   ENOTDIR: 'part of its path is no folder',
+  ENAMETOOLONG: 'its name is too long',
+  ELOOP: 'its symbolic links lead in a circle',
   ENOSPC: 'the disk is full',
+  EDQUOT: 'the disk quota is used up',
+  EFBIG: 'it may not become so large',
   EROFS: 'the file system is read-only',
 };
 
-function accessError(verb: 'read' | 'written', path: string, cause: unknown): OrtFlashError {
+/** What the system says about a file, as this package says it: `file-access`, with the system's error as its cause. */
+export function accessError(verb: 'read' | 'written', path: string, cause: unknown): OrtFlashError {
   if (cause instanceof OrtFlashError) return cause;
   const code = (cause as NodeJS.ErrnoException).code ?? '';
   const why = REASONS[code] ?? (cause as Error).message;

@@ -1,4 +1,13 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import anyTest, { type TestFn } from 'ava';
@@ -36,6 +45,9 @@ test('a batched model with our kernels', async (t) => {
   t.deepEqual([...files].sort(), ['3/libkernels.so', '3/model.onnx', 'config.pbtxt']);
   t.deepEqual(readFileSync(join(folder, '3', 'model.onnx')), readFileSync(encoder));
   t.is(readFileSync(join(folder, '3', 'libkernels.so'), 'utf8'), 'library');
+  mkdirSync(join(repository, 'usual'));
+  // The server may run as somebody else.
+  t.is(statSync(folder).mode, statSync(join(repository, 'usual')).mode);
   const parsed = parseTritonConfig(readFileSync(join(folder, 'config.pbtxt'), 'utf8'));
   t.deepEqual(parsed, config);
   t.deepEqual(parsed, {
@@ -108,11 +120,16 @@ test('what cannot be exported leaves nothing behind', async (t) => {
   await refused({ version: 0 }, /version must be/);
   await refused({ maxBatchSize: -1 }, /maxBatchSize must be/);
   await refused({ gpus: [0], device: 'cpu' }, /gpus are for/);
-  await refused({ model: '/no/such.onnx' }, /cannot read the model/);
+  await refused({ model: '/no/such.onnx' }, /cannot be read: there is no such file or folder \[\/no\/such\.onnx\]/);
+  await refused(
+    { customOpLibrary: '/no/such.so' },
+    /cannot be read: there is no such file or folder \[\/no\/such\.so\]/,
+  );
+  await refused({ customOpLibrary: t.context.repository }, /the custom-op library is no file/);
+  await refused({ repository: join(encoder, 'models') }, /cannot be written: part of its path is no folder/);
   t.false(existsSync(repository));
-  await refused({ customOpLibrary: '/no/such.so' }, /cannot write the model: .*such\.so/);
-  t.deepEqual(readdirSync(repository), []);
   await exportTriton({ model: encoder, repository });
+  t.deepEqual(readdirSync(repository), ['model']);
   await refused({}, /has this model already/);
   const int4 = { name: 'x', type: 'int4' as const, shape: ['n'] };
   writeFileSync(

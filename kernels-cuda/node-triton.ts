@@ -1,13 +1,12 @@
 /** Serving beyond one machine: a model repository for NVIDIA Triton Inference Server. */
 import { existsSync } from 'node:fs';
-import { copyFile, mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { copyFile, rename, rmdir, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
-import { decodeModel } from '../graph-rewrite/onnx/codec.js';
+import { accessError, makeFolders, readModelFile, temporaryFolder } from '../graph-rewrite/files.js';
+import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
 import { type DataTypeName, dataTypeName } from '../graph-rewrite/onnx/data-type.js';
-import { externalReference, isExternal } from '../graph-rewrite/onnx/external.js';
 import type { ModelProto, ValueInfoProto } from '../graph-rewrite/onnx/proto.js';
-import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
 import { formatTritonConfig, TRITON_TYPES, type TritonConfig, type TritonTensor } from './node-triton-schema.js';
 
 /** What to export, and how it is to be served. */
@@ -54,14 +53,14 @@ export interface ExportTritonResult {
 /**
  * Writes a Triton model repository for an ONNX model: `config.pbtxt`, the model, its external data, and the library
  * of our kernels. The model's folder appears whole or not at all.
- * @throws OrtFlashError `invalid-argument`, `file-access`, `malformed-model`, or `unsupported` where Triton cannot
- *   serve an input or output
+ * @throws OrtFlashError `invalid-argument`, `file-access`, `malformed-model`, `external-data`, or `unsupported` where
+ *   Triton cannot serve an input or output
  */
 export async function exportTriton(options: ExportTritonOptions): Promise<ExportTritonResult> {
   const name = options.name ?? basename(options.model).replace(/\.onnx$/, '');
   const version = options.version ?? 1;
   checkOptions(options, name, version);
-  const model = decodeModel(await readModel(options.model), options.model);
+  const model = readModelFile(options.model);
   const target = join(options.repository, name);
   if (existsSync(target)) {
     const hint = 'choose another name or remove it; Triton takes new versions of a model as numbered folders in it';
@@ -69,9 +68,10 @@ export async function exportTriton(options: ExportTritonOptions): Promise<Export
   }
   const config = describe(model, name, version, options);
   const sources = new Map([[join(String(version), 'model.onnx'), options.model]]);
-  for (const location of externalFiles(model))
+  for (const { location } of dataFiles(model))
     sources.set(join(String(version), location), join(dirname(options.model), location));
   const library = options.customOpLibrary;
+  if (library !== undefined) await checkLibrary(library);
   if (library !== undefined) sources.set(join(String(version), basename(library)), library);
   await writeWhole(options.repository, target, sources, formatTritonConfig(config));
   return { folder: target, files: ['config.pbtxt', ...sources.keys()], config };
@@ -95,20 +95,11 @@ function checkOptions(options: ExportTritonOptions, name: string, version: numbe
   if (options.device === 'cpu' && options.gpus !== undefined) fail('gpus are for device gpu');
 }
 
-async function readModel(file: string): Promise<Uint8Array> {
-  try {
-    return await readFile(file);
-  } catch (error) {
-    throw new OrtFlashError('file-access', 'cannot read the model', { file }, undefined, { cause: error });
-  }
-}
-
-function externalFiles(model: ModelProto): Set<string> {
-  const files = new Set<string>();
-  forEachTensor(model, (tensor) => {
-    if (isExternal(tensor)) files.add(externalReference(tensor).location);
+async function checkLibrary(file: string): Promise<void> {
+  const status = await stat(file).catch((cause: unknown) => {
+    throw accessError('read', file, cause);
   });
-  return files;
+  if (!status.isFile()) throw new OrtFlashError('invalid-argument', 'the custom-op library is no file', { file });
 }
 
 interface Value {
@@ -181,28 +172,34 @@ function describeTensor({ name, type, shape }: Value, batched: boolean): TritonT
   return dims.length > 0 ? { name, data_type, dims } : { name, data_type, dims: [1], reshape: { shape: [] } };
 }
 
-/** Puts all files into a folder that appears when they are all there: Triton may be watching the repository. */
+/**
+ * Puts all files into a folder that appears when they are all there: Triton may be watching the repository. Where that
+ * fails or is interrupted, nothing stays of it.
+ */
 async function writeWhole(
   repository: string,
   target: string,
   sources: ReadonlyMap<string, string>,
   config: string,
 ): Promise<void> {
-  let partial: string | undefined;
+  const made: string[] = [];
   try {
-    await mkdir(repository, { recursive: true });
-    partial = await mkdtemp(join(repository, '.partial-'));
-    for (const [path, source] of sources) {
-      await mkdir(dirname(join(partial, path)), { recursive: true });
-      await copyFile(source, join(partial, path));
+    await makeFolders(repository, made);
+    const partial = temporaryFolder(repository);
+    try {
+      // A folder in it, because a temporary one is readable by its owner alone, and the server may be somebody else.
+      const folder = join(partial.path, basename(target));
+      for (const [path, source] of sources) {
+        await makeFolders(dirname(join(folder, path)));
+        await copyFile(source, join(folder, path));
+      }
+      await writeFile(join(folder, 'config.pbtxt'), config);
+      await rename(folder, target);
+    } finally {
+      partial.remove();
     }
-    await writeFile(join(partial, 'config.pbtxt'), config);
-    await rename(partial, target);
   } catch (error) {
-    if (partial !== undefined) await rm(partial, { recursive: true, force: true });
-    const why = error instanceof Error ? error.message : String(error);
-    throw new OrtFlashError('file-access', `cannot write the model: ${why}`, { file: target }, undefined, {
-      cause: error,
-    });
+    for (const folder of made) await rmdir(folder).catch(() => undefined);
+    throw accessError('written', target, error);
   }
 }

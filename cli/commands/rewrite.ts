@@ -1,8 +1,14 @@
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
-import { type ExternalDataMode, readModelFile, type WriteReport, writeModelFile } from '../../graph-rewrite/files.js';
+import {
+  type ExternalDataMode,
+  readModelFile,
+  temporaryFolder,
+  type WriteReport,
+  writeModelFile,
+} from '../../graph-rewrite/files.js';
 import type { LoweringTarget } from '../../graph-rewrite/lower.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../../graph-rewrite/onnx/external.js';
@@ -97,7 +103,11 @@ async function verifyRewritten(
   const { verifyModels } = await import('../verify.js');
   const onProgress = (done: number, total: number) => output.progress(`comparing ${done}/${total}`);
   if (!hasExternalData(model)) return verifyModels(input, encodeModel(model), { onProgress });
-  const folder = temporaryFolder(target === undefined ? tmpdir() : dirname(resolve(target)));
+  const parent = target === undefined ? tmpdir() : dirname(resolve(target));
+  if (!statSync(parent, { throwIfNoEntry: false })?.isDirectory()) {
+    throw new OrtFlashError('file-access', 'the folder to write to does not exist', { file: parent }, 'make it first');
+  }
+  const folder = temporaryFolder(parent);
   try {
     const file = join(folder.path, basename(input));
     await writeModelFile(file, model, { source: input, externalData: 'link' });
@@ -113,22 +123,4 @@ function hasExternalData(model: ModelProto): boolean {
     found ||= isExternal(tensor);
   });
   return found;
-}
-
-/** A folder that is gone afterwards, also where a signal ends the process. */
-function temporaryFolder(parent: string): { path: string; remove(): void } {
-  if (!statSync(parent, { throwIfNoEntry: false })?.isDirectory()) {
-    throw new OrtFlashError('file-access', 'the folder to write to does not exist', { file: parent }, 'make it first');
-  }
-  const path = mkdtempSync(join(parent, '.ort-flash-'));
-  const end = (signal: NodeJS.Signals) => {
-    remove();
-    process.kill(process.pid, signal);
-  };
-  const remove = () => {
-    rmSync(path, { recursive: true, force: true });
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, end);
-  };
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, end);
-  return { path, remove };
 }
