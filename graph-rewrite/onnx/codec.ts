@@ -68,8 +68,11 @@ function decodeMessage<T>(type: MessageType<T>, bytes: Uint8Array, what: string,
   } catch (cause) {
     if (!(cause instanceof Error)) throw cause;
     const where = `at byte ${Math.min(reader.pos, bytes.length)} of ${bytes.length}`;
-    const why = cause.message.startsWith('index out of range') ? 'a field reaches past its end' : cause.message;
-    throw new OrtFlashError('malformed-model', `not ${what}: ${why} ${where}`, place(file), hintFor(bytes), { cause });
+    const isCut = cause.message.startsWith('index out of range');
+    // protobufjs names the offset in some of its messages.
+    const why = isCut ? 'a field reaches past its end' : cause.message.replace(/ at offset \d+$/, '');
+    const hint = hintFor(bytes) ?? (isCut ? 'it may have been cut short: copy or download it again' : undefined);
+    throw new OrtFlashError('malformed-model', `not ${what}: ${why} ${where}`, place(file), hint, { cause });
   }
 }
 
@@ -112,6 +115,6 @@ function hintFor(bytes: Uint8Array): string | undefined {
   }
   if (start.slice(4, 8) === 'ORTM') return 'this is an ORT-format model: give the .onnx file that it was made from';
   if (start.startsWith('PK')) return 'this is a ZIP archive: unpack it first';
-  if (/^\s*(<|\{)/.test(start)) return 'this is text, perhaps an error page saved in place of the model';
+  if (/^[\t\n\r -~]+$/.test(start)) return 'this is text, perhaps an error page saved in place of the model';
   return undefined;
 }

@@ -60,9 +60,11 @@ export function checkLocation(location: string, tensor: string): void {
         ? 'starts with a drive or scheme'
         : parts.includes('..')
           ? "leaves the model's folder"
-          : hasControlCharacter(location)
-            ? 'has a control character'
-            : undefined;
+          : parts.at(-1) === '.' || parts.at(-1) === ''
+            ? 'names a folder'
+            : hasControlCharacter(location)
+              ? 'has a control character'
+              : undefined;
   if (why === undefined) return;
   const hint = 'data files must lie in the folder of the model or below it';
   throw new OrtFlashError('external-data', `the location "${printable(location)}" ${why}`, { tensor }, hint);

@@ -223,7 +223,21 @@ test('external tensors are read through the reader given, and never out of the f
     failure(() => checkTensor(external({}))),
     /names no file/,
   );
-  const outside = ['/etc/passwd', '../w', 'a/../../w', 'C:w', 'c:/w', '..\\w', 'a\\w', 'file:///w', 'w\0', 'w\n'];
+  const outside = [
+    '/etc/passwd',
+    '../w',
+    'a/../../w',
+    'C:w',
+    'c:/w',
+    '..\\w',
+    'a\\w',
+    'file:///w',
+    'w\0',
+    'w\n',
+    '.',
+    'a/',
+    'a/.',
+  ];
   for (const location of outside)
     t.regex(
       failure(() => checkTensor(external({ location }))),
