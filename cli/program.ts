@@ -23,16 +23,22 @@ export async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof CommanderError)) return output.failure(error);
     if (error.exitCode === 0) return EXIT.success;
+    if (error.code === 'commander.help') return output.failure(unknownCommand(args.at(-1)!));
     return output.failure(argumentError(error, program, args));
   }
+}
+
+/** `help NAME`, where there is no such command: commander prints its help and gives no message. */
+function unknownCommand(name: string): OrtFlashError {
+  return new OrtFlashError('invalid-argument', `unknown command "${name}"`, {}, 'see "ort-flash --help"');
 }
 
 /** Commander's message, which may have a suggestion on a second line, in our form. */
 function argumentError(error: CommanderError, program: Command, args: readonly string[]): OrtFlashError {
   const [what = '', suggestion] = error.message
     .replace(/^error: /, '')
-    .replaceAll(/'(-[^']*|[^' ]+)'/g, '"$1"')
-    .replaceAll(/\. ([A-Z])/g, (_, first: string) => `: ${first.toLowerCase()}`)
+    .replaceAll(/'(-[^']*|[^' ]*)'/g, '"$1"')
+    .replaceAll(/\. ([A-Z"])/g, (_, first: string) => `: ${first.toLowerCase()}`)
     .split('\n');
   const command = program.commands.find((one) => one.name() === args.find((arg) => !arg.startsWith('-')));
   const help = `see "ort-flash ${command ? `${command.name()} ` : ''}--help"`;
@@ -111,7 +117,7 @@ function addRunCommands(add: Add): void {
     .option('--lengths <list>', 'sequence lengths to measure at', parseLengths, [512, 1024, 2048, 4096]);
   add('page', async () => (await import('./commands/page.js')).page)
     .description('serve a page on this machine to try models in the browser; ends with Ctrl+C')
-    .option('--port <number>', 'port to serve on, 0 for any that is free', parseCount, 4747);
+    .option('--port <number>', 'port to serve on, 0 for any that is free', parsePort, 4747);
   add('run <model>', async () => (await import('./commands/run.js')).run)
     .description('run a model over many samples')
     .requiredOption(
@@ -146,6 +152,12 @@ function addRunCommands(add: Add): void {
 function parseCount(text: string): number {
   if (!/^\d+$/.test(text.trim())) throw new InvalidArgumentError(`"${text}" is no whole number`);
   return Number(text);
+}
+
+function parsePort(text: string): number {
+  const port = parseCount(text);
+  if (port > 65535) throw new InvalidArgumentError(`"${text}" is no port: the last is 65535`);
+  return port;
 }
 
 /** A list of indices, `0,1`. */

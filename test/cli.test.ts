@@ -1,6 +1,16 @@
 /** The command line as a user meets it: exit codes, messages, what is on stdout and stderr, and what is on the disk. */
 import { spawn, spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -76,6 +86,9 @@ test('wrong arguments: exit code 2 and one line that says what to do', (t) => {
   refused(t, ['rewrite'], /missing required argument "in"; see "ort-flash rewrite --help"/);
   refused(t, ['rewrite', bert], /add -o OUT, or --dry-run/);
   refused(t, ['rewrite', bert, '-o'], /argument missing/);
+  refused(t, ['rewrite', bert, '-o', ''], /the name of the output is empty/);
+  refused(t, ['help', 'rewrit'], /^error: unknown command "rewrit"; see "ort-flash --help"/);
+  refused(t, ['page', '--port', '65536'], /argument "65536" is invalid: "65536" is no port: the last is 65535; see/);
   refused(t, ['rewrite', bert, '--dryrun'], /unknown option "--dryrun"; did you mean --dry-run\?/);
   refused(t, ['rewrite', bert, '--dry-run', '--target', 'tensorrt'], /allowed choices are flash, ort, onnx/);
   refused(t, ['inspect', bert, '--lengths', '512,many'], /"many" is no positive whole number/);
@@ -327,6 +340,17 @@ test('export triton writes a model repository', (t) => {
   t.true(existsSync(join(folder, 'bert', 'config.pbtxt')));
   t.true(readFileSync(join(folder, 'bert', '1', 'model.onnx')).equals(readFileSync(bert)));
   refused(t, ['export', 'triton', bert, '--out', folder, '--name', 'bert'], /has this model already/);
+});
+
+test('inspect does not draw over the model, by whatever name', (t) => {
+  const folder = scratch(t);
+  const [model, link] = [join(folder, 'model.onnx'), join(folder, 'link.svg')];
+  cpSync(bert, model);
+  symlinkSync(model, link);
+  for (const picture of [model, link])
+    refused(t, ['inspect', model, '--svg', picture], /the picture would overwrite the model .*; choose another name/);
+  t.deepEqual(readFileSync(model), readFileSync(bert));
+  t.deepEqual(readdirSync(folder).sort(), ['link.svg', 'model.onnx']);
 });
 
 test('inspect draws each kind of site before and after', (t) => {

@@ -1,5 +1,9 @@
-import { basename } from 'node:path';
+import { statSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { OrtFlashError } from '../../graph-rewrite/errors.js';
 import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
+import { dataFiles } from '../../graph-rewrite/onnx/data-files.js';
+import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import type { SiteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel, withoutCalls } from '../../graph-rewrite/rewrite.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
@@ -17,6 +21,7 @@ export interface InspectCommandOptions {
 export async function inspect(output: Output, input: string, options: InspectCommandOptions): Promise<ExitCode> {
   output.progress(`reading ${input}`);
   const model = readModelFile(input);
+  if (options.svg !== undefined) refuseToOverwrite(options.svg, input, model);
   const report = rewriteModel(model, {});
   const sites = report.sites.map((site) => ({ ...site, scores: scoreMemory(site, options) }));
   if (options.svg !== undefined) {
@@ -28,6 +33,18 @@ export async function inspect(output: Output, input: string, options: InspectCom
   printSites(output, report.sites);
   printMemory(output, report.sites, options);
   return EXIT.success;
+}
+
+/** @throws OrtFlashError `invalid-argument` where the picture would take the place of the model or of its data */
+function refuseToOverwrite(svg: string, input: string, model: ModelProto): void {
+  const target = statSync(svg, { throwIfNoEntry: false });
+  if (target === undefined) return;
+  for (const file of [input, ...dataFiles(model).map(({ location }) => join(dirname(input), location))]) {
+    const { dev, ino } = statSync(file);
+    if (dev !== target.dev || ino !== target.ino) continue;
+    const what = 'the picture would overwrite the model';
+    throw new OrtFlashError('invalid-argument', what, { file: svg }, 'choose another name');
+  }
 }
 
 function printMemory(output: Output, sites: readonly SiteReport[], options: InspectCommandOptions): void {
