@@ -40,14 +40,16 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const mask = emitMask(site.masks, type, { list, anchor, inference });
   const place = { list, anchor, inference };
   const read = ({ value, merged }: Connection) => (merged ? emitReshape(value, merged, place) : value.name);
-  let query = site.expansion ? expandQuery(site, site.expansion, list) : read(site.query);
+  const widened = (name: string, from: number) =>
+    from === site.type ? name : list.add('Cast', [name], { to: site.type });
+  let query = widened(site.expansion ? expandQuery(site, site.expansion, list) : read(site.query), site.inputType);
   for (const { value, divide, reshape } of site.factors) {
     const factor = reshape ? emitReshape(value, reshape, { list, anchor, inference }) : value.name;
     query = list.add(divide ? 'Div' : 'Mul', [query, factor]);
   }
   const sink = site.sink && emitSink(site.sink, type, list);
   const isWidened = site.valueType !== site.type;
-  const V = isWidened ? list.add('Cast', [read(site.value)], { to: site.type }) : read(site.value);
+  const V = widened(read(site.value), site.valueType);
   const after = new NodeList(graph, site.output.value.name);
   const isFinal = !isWidened && !site.output.merged;
   const Y = isFinal ? site.output.value.name : graph.model.freshName(`${site.output.value.name}/attention`);
@@ -66,7 +68,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
     attributes,
     inputs: {
       Q: query,
-      K: read(site.key),
+      K: widened(read(site.key), site.inputType),
       V,
       ...(mask ? { attn_mask: mask.name } : {}),
       ...(sink === undefined ? {} : { sink }),

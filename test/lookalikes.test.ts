@@ -13,12 +13,13 @@ interface Lookalike {
   /** In place of the operator. */
   readonly softmax?: (g: FuzzGraph, s: string) => string;
   readonly product?: (g: FuzzGraph, p: string, v: string) => string;
+  readonly mayEmptyRows?: boolean;
   /** Part of the reason; where it is left out the graph is attention, and must be fused. */
   readonly refused?: string;
 }
 
 const LOWEST = -3.4028234663852886e38;
-const cast = (g: FuzzGraph, x: string, type: 'float32' | 'float64' | 'int64') =>
+const cast = (g: FuzzGraph, x: string, type: 'float32' | 'float64' | 'int64' | 'bool') =>
   g.op('Cast', [x], { to: dataTypeOf(type) });
 const maximum = (g: FuzzGraph, x: string, axis: number) => g.op('ReduceMax', [x], { axes: [axis], keepdims: 1 });
 const masked = (g: FuzzGraph, s: string, fill: number, name = 'keep') => {
@@ -47,6 +48,15 @@ const LOOKALIKES: readonly Lookalike[] = [
     name: 'the maximum over the queries taken off',
     scores: (g, s) => g.op('Sub', [s, maximum(g, s, 2)]),
     refused: 'not the same for all keys',
+  },
+  {
+    name: 'the maximum over the queries taken off, repeated for all of them first',
+    scores: (g, s) => g.op('Sub', [s, g.op('Expand', [maximum(g, s, 2), g.op('Shape', [s])])]),
+    refused: 'not the same for all keys',
+  },
+  {
+    name: 'the maximum over the keys taken off, repeated for all of them first',
+    scores: (g, s) => g.op('Sub', [s, g.op('Expand', [maximum(g, s, 3), g.op('Shape', [s])])]),
   },
   {
     name: 'a mask decided from the scores',
@@ -103,7 +113,7 @@ const LOOKALIKES: readonly Lookalike[] = [
   {
     name: 'a guard that puts ones where there is no number',
     probabilities: (g, p) => g.op('Where', [g.op('IsNaN', [p]), g.float(1), p]),
-    refused: 'changed by Where',
+    refused: 'by Where',
   },
   {
     name: 'a number added before a mask of −10⁹, beside which a score is rounded to a multiple of 64',
@@ -128,6 +138,41 @@ const LOOKALIKES: readonly Lookalike[] = [
       const p = g.op('Div', [e, g.op('ReduceSum', [e, g.ints([3])], { keepdims: 1 })]);
       return g.op('Where', [g.op('IsNaN', [p]), g.float(0), p]);
     },
+    refused: 'by Where',
+  },
+  {
+    name: 'a guard that puts zeros where there is a number',
+    probabilities: (g, p) => g.op('Where', [g.op('IsNaN', [p]), p, g.float(0)]),
+    refused: 'by Where',
+  },
+  {
+    name: 'a guard spelled as x = x',
+    scores: (g, s) => masked(g, s, Number.NEGATIVE_INFINITY),
+    probabilities: (g, p) => g.op('Where', [g.op('Equal', [p, p]), p, g.float(0)]),
+    mayEmptyRows: true,
+  },
+  {
+    name: 'zeros in place of probabilities below one half',
+    probabilities: (g, p) => g.op('Where', [g.op('Less', [p, g.float(0.5)]), g.float(0), p]),
+    refused: 'by Where',
+  },
+  {
+    name: 'a guard whose test is an output too',
+    probabilities(g, p) {
+      const test = g.op('IsNaN', [p]);
+      g.output(test);
+      return g.op('Where', [test, g.float(0), p]);
+    },
+    refused: 'by Where',
+  },
+  {
+    name: 'zeros where all scores of a key are −∞',
+    scores: (g, s) => masked(g, s, Number.NEGATIVE_INFINITY),
+    softmax(g, s) {
+      const out = g.op('Equal', [s, g.float0(Number.NEGATIVE_INFINITY)]);
+      const all = cast(g, g.op('ReduceMin', [cast(g, out, 'int64')], { axes: [2], keepdims: 1 }), 'bool');
+      return g.op('Where', [all, g.float(0), g.op('Softmax', [s], { axis: -1 })]);
+    },
     refused: 'changed by Where',
   },
   {
@@ -143,7 +188,7 @@ const LOOKALIKES: readonly Lookalike[] = [
   },
 ];
 
-for (const { name, scores, softmax, probabilities, product, refused } of LOOKALIKES) {
+for (const { name, scores, softmax, probabilities, product, mayEmptyRows = false, refused } of LOOKALIKES) {
   test(name, async (t) => {
     const sizes = new Map(Object.entries({ h: 2, d: 5, e: 4 }));
     const g = new FuzzGraph(17, 'float32', sizes, new Choices([]), false);
@@ -155,7 +200,7 @@ for (const { name, scores, softmax, probabilities, product, refused } of LOOKALI
     const p = probabilities?.(g, normalised) ?? normalised;
     const v = read('V', 'b k he', 'b h k e');
     g.output(product?.(g, p, v) ?? g.op('MatMul', [p, v]));
-    const rest = { lengths: 'cross', oddities: [], mayEmptyRows: false, isCoarse: false, keepsAll: false } as const;
+    const rest = { lengths: 'cross', oddities: [], mayEmptyRows, isCoarse: false, keepsAll: false } as const;
     const outcome = await judge({ model: g.model(), inputs: g.inputs, sizes, ...rest });
     if (refused === undefined) t.deepEqual(outcome, { kind: 'fused', runs: 3 });
     else t.true(outcome.kind === 'refused' && outcome.reason.includes(refused), JSON.stringify(outcome));

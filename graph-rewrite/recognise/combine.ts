@@ -26,6 +26,8 @@ export interface MaskTerm {
   readonly replaces?: boolean;
   /** Additive: to scores that a constant was added to, which the operator leaves out. */
   readonly shifted?: boolean;
+  /** TensorProto data type that the scores were cast to before it, where they were. */
+  readonly scoreType?: number | undefined;
 }
 
 /** A factor on the scores that is the same for all keys. */
@@ -100,6 +102,7 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
           fill: 0,
           scaledBy: 1,
           shifted: numbered,
+          scoreType: casts.at(-1),
         });
         break;
       case 'select':
@@ -108,11 +111,25 @@ export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
           refuse('a finite fill takes the place of masked scores that their maximum was taken from', step.condition);
         if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
           refuse('a finite fill takes the place of scores that a number was added to', step.condition);
-        masks.push({ ...step, value: step.condition, kind: 'boolean', factor: 1, scaledBy: 1 });
+        masks.push({
+          ...step,
+          value: step.condition,
+          kind: 'boolean',
+          factor: 1,
+          scaledBy: 1,
+          scoreType: casts.at(-1),
+        });
         break;
       case 'floor':
         if (shifted) refuse('scores that a number was added to have a lower bound', step.value);
-        masks.push({ ...step, factor: 1, keepWhere: true, fill: step.lowest, scaledBy: 1 });
+        masks.push({
+          ...step,
+          factor: 1,
+          keepWhere: true,
+          fill: step.lowest,
+          scaledBy: 1,
+          scoreType: casts.at(-1),
+        });
         break;
       case 'clip':
         if (masks.length > 0) refuse('masked scores are clipped', masks.at(-1)!.value);

@@ -31,40 +31,37 @@ export function readContraction(node: Node, inference: Inference): Contraction |
   const output = node.outputs[0];
   if (!a || !b || !output) return undefined;
   const rank = (v: Value) => inference.of(v).shape?.length;
-  if (node.is('MatMul') || (node.domain === 'com.microsoft' && node.opType === 'FusedMatMul')) {
-    const fused = node.opType === 'FusedMatMul';
-    if (fused && (node.int('transBatchA') || node.int('transBatchB'))) return undefined;
-    const flags = [fused && node.int('transA') === 1, fused && node.int('transB') === 1] as const;
-    return matmul(node, a, b, output, rank(a), rank(b), flags, fused ? (node.float('alpha') ?? 1) : 1);
-  }
-  if (node.is('Gemm')) {
-    const flags = [node.int('transA') === 1, node.int('transB') === 1] as const;
-    return node.inputs[2] ? undefined : matmul(node, a, b, output, 2, 2, flags, node.float('alpha') ?? 1);
-  }
+  if (node.is('MatMul')) return matmul(node, a, b, output, [rank(a), rank(b)], 1);
+  if (node.domain === 'com.microsoft' && ['FusedMatMul', 'TransposeMatMul'].includes(node.opType))
+    return matmul(node, a, b, output, [rank(a), rank(b)], node.float('alpha') ?? 1);
+  if (node.is('Gemm')) return node.inputs[2] ? undefined : matmul(node, a, b, output, [2, 2], node.float('alpha') ?? 1);
   return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, [a, b], output, [rank(a), rank(b)]) : undefined;
 }
 
+/**
+ * MatMul, and those that first transpose their operands' last two dimensions (transA, transB) or move the first one
+ * behind the batch (transBatchA, transBatchB), which is the other way round.
+ */
 function matmul(
   node: Node,
   a: Value,
   b: Value,
   output: Value,
-  rankA: number | undefined,
-  rankB: number | undefined,
-  [transposeA, transposeB]: readonly [boolean, boolean],
+  [rankA, rankB]: readonly [number | undefined, number | undefined],
   factor: number,
 ): Contraction | undefined {
   if (rankA === undefined || rankB === undefined || rankA < 2 || rankB < 2) return undefined;
   const batch = Array.from({ length: Math.max(rankA, rankB) - 2 }, (_, i) => `batch${i}`);
-  const labels = (rank: number, last: [string, string], transpose: boolean) => [
-    ...batch.slice(batch.length - (rank - 2)),
-    ...(transpose ? [last[1], last[0]] : last),
-  ];
+  const labels = (rank: number, last: readonly [string, string], side: 'A' | 'B') => {
+    const own = batch.slice(batch.length - (rank - 2));
+    const [first, second] = node.int(`trans${side}`) ? [last[1], last[0]] : last;
+    return node.int(`transBatch${side}`) ? [first, ...own, second] : [...own, first, second];
+  };
   return {
     node,
     operands: [
-      { value: a, labels: labels(rankA, ['row', 'sum'], transposeA) },
-      { value: b, labels: labels(rankB, ['sum', 'column'], transposeB) },
+      { value: a, labels: labels(rankA, ['row', 'sum'], 'A') },
+      { value: b, labels: labels(rankB, ['sum', 'column'], 'B') },
     ],
     output,
     outputLabels: [...batch, 'row', 'column'],

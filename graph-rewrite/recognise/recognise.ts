@@ -1,9 +1,9 @@
 import type { Graph, Node } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 import { isAttentionOperator } from './operator.js';
-import { readSoftmax, type SoftmaxForm } from './probabilities.js';
 import { refuse } from './refusal.js';
 import { matchSite, type Site } from './site.js';
+import { readSoftmax, type SoftmaxForm } from './softmax.js';
 
 /** Where attention may be: around a softmax, or in an operator that computes it as one. */
 export type Place = { readonly softmax: SoftmaxForm } | { readonly operator: Node };

@@ -198,10 +198,8 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       if (!other) return refuse('the scores are added to themselves', node);
       return addition(other, false, dimensions, inference);
     case 'Sub':
-      if (other && isMaximum(other, scores, node)) return { kind: 'shift', by: { value: other, dimensions } };
-      return other
-        ? addition(other, true, dimensions, inference)
-        : refuse('the scores are subtracted from themselves', node);
+      if (!other) return refuse('the scores are subtracted from themselves', node);
+      return lessMaximum(other, scores, dimensions, inference) ?? addition(other, true, dimensions, inference);
     case 'Mul':
     case 'Div': {
       if (!other) return refuse('the scores are multiplied by themselves', node);
@@ -306,10 +304,33 @@ export function uniformValue(value: Value, inference: Inference): number | undef
 }
 
 /** x − max(x): where the maximum is over the keys, a softmax is the same with and without. */
-function isMaximum(value: Value, scores: Value, node: Node): boolean {
+function lessMaximum(
+  subtracted: Value,
+  scores: Value,
+  dimensions: readonly Dimension[],
+  inference: Inference,
+): ScoreStep | undefined {
+  const value = beforeExpand(subtracted, scores, inference);
   let reduce = value.producer;
-  while (reduce?.is('Identity', 'Unsqueeze', 'Reshape')) reduce = reduce.inputs[0]?.producer;
-  return reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores && node.inputs[1] === value;
+  while (reduce?.is('Identity', 'Unsqueeze', 'Reshape', 'Expand', 'Max')) {
+    const rest = reduce.is('Max') ? reduce.inputs.filter((v) => !isLowest(v, inference)) : reduce.inputs.slice(0, 1);
+    reduce = rest.length === 1 ? rest[0]?.producer : undefined;
+  }
+  const isMaximum = reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores;
+  return isMaximum ? { kind: 'shift', by: { value, dimensions } } : undefined;
+}
+
+/** What was repeated to the shape of another value, as XLA has it before it combines them; else the value itself. */
+export function beforeExpand(value: Value, other: Value, inference: Inference): Value {
+  const source = value.producer?.is('Expand') ? value.producer.inputs[0] : undefined;
+  const [shape, wanted] = [inference.of(value).shape, inference.of(other).shape];
+  const isAsWide = shape && shape.length === wanted?.length && shape.every((size, i) => size.equals(wanted[i]!));
+  return source && isAsWide ? source : value;
+}
+
+/** What a maximum over nothing is. */
+function isLowest(value: Value | undefined, inference: Inference): boolean {
+  return value !== undefined && inference.scalarOf(value) === Number.NEGATIVE_INFINITY;
 }
 
 function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inference): void {

@@ -31,9 +31,11 @@ import {
   placeOperand,
 } from './operands.js';
 import { outputCandidates } from './output.js';
-import { type ProbabilityTrace, type SoftmaxForm, traceProbabilities } from './probabilities.js';
+import { type ProbabilityTrace, traceProbabilities } from './probabilities.js';
 import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
+import type { SoftmaxForm } from './softmax.js';
+import { isLinearLayer, isWeight } from './weights.js';
 import { withZeroed } from './zeroed.js';
 
 /** One tensor of the operator: the value to connect, its layout, and the nodes that the layout makes unnecessary. */
@@ -64,8 +66,10 @@ export interface Site {
   readonly keyHeads: Expression;
   readonly headDimension: Expression;
   readonly valueDimension: Expression;
-  /** TensorProto data type of query and key, in which the site is computed. */
+  /** TensorProto data type in which the site is computed. */
   readonly type: number;
+  /** That of query and key, which may be narrower. */
+  readonly inputType: number;
   /** That of value and output, which may be narrower. */
   readonly valueType: number;
   /** Every node that the operator replaces; those that nothing else needs go away. */
@@ -104,9 +108,12 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     return refuseProduct(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
   // The plan that leaves the least to execute; among equals the first, which is the usual reading of the dimensions.
   const best = usable.reduce((a, b) => (saving(b) > saving(a) ? b : a));
-  const { type, valueType } = commonTypes(joint, best, inference);
-  const found = understandMasks(best.masks, best.axes, { type, hasSink: best.sink !== undefined }, inference);
+  const { type: inputType, valueType } = commonTypes(joint, best, inference);
+  const masked = maskedType(formula, inputType);
+  const scored = { type: masked, isWidened: masked !== inputType, hasSink: best.sink !== undefined };
+  const found = understandMasks(best.masks, best.axes, scored, inference);
   const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
+  const type = tensorTypes({ ...best, masks: masks.rest }, inference).includes(masked) ? masked : inputType;
   checkCasts(joint.probabilityCasts, valueType, best.query.value);
   checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);
   const unread = masks.rest.find(({ term }) => term.kind === 'additive' && term.replaces);
@@ -120,6 +127,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     formula,
     scale: formula.scale * best.factor,
     type,
+    inputType,
     valueType,
     nodes: [...nodes, ...absorbed],
     form: `${trace.product.node.opType} · ${softmax.nodes.map((n) => n.opType).join(' ')} · ${joint.second.node.opType}`,
@@ -141,7 +149,7 @@ function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
 
 /** A guard against NaN is passed, as the operator's rows without keys are zeros: no mask may bring NaN by itself. */
 function requireGuarded({ masks }: ScoreFormula, joint: Joint, inference: Inference): void {
-  if (!joint.probabilityNodes.some((node) => node.is('IsNaN'))) return;
+  if (!joint.guarded) return;
   const undefinable = masks.find((m) => m.kind === 'additive' && mayBeUndefined(m.value, inference));
   if (undefinable) refuse('a guard against NaN follows what may add NaN to the scores', undefinable.value);
 }
@@ -155,6 +163,7 @@ interface Joint {
   readonly second: Contraction;
   readonly probabilityNodes: readonly Node[];
   readonly probabilityCasts: readonly number[];
+  readonly guarded: boolean;
   readonly zeroed: ProbabilityTrace['zeroed'];
   /** Dimensions of the scores that are neither queries nor keys, outermost first. */
   readonly batch: readonly Dimension[];
@@ -206,7 +215,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   );
   if (summed === undefined || !sameLeaves(leavesOf(scores.get(summed)!), normalised))
     return refuse('the probabilities are not summed over the keys', second.output);
-  if (isConstant(keyOperand.value, inference) || isConstant(valueOperand.value, inference))
+  if (isWeight(keyOperand.value, inference) || isWeight(valueOperand.value, inference))
     return refuseProduct('keys or values are constants of the model, not a sequence', second.output);
 
   const outputLabels: LabelledDimensions = new Map([...scores].filter(([label]) => label !== summed));
@@ -228,6 +237,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     second,
     probabilityNodes: probabilities.nodes,
     probabilityCasts: probabilities.casts,
+    guarded: probabilities.guarded,
     zeroed: probabilities.zeroed,
     batch: batchLabels.map((l) => base.get(l)!),
     queries: queryLabels.flatMap((l) => leavesOf(base.get(l)!)),
@@ -283,21 +293,6 @@ function realign(sides: Sides, labels: readonly (readonly string[])[], scores: r
 
 function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
   return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
-}
-
-/** A weight of the model, looked at through views. */
-function isConstant(value: Value, inference: Inference): boolean {
-  const nearest = candidates(value, inference).at(-1)?.root ?? value;
-  return inference.of(nearest).constant !== undefined || nearest.initializer !== undefined;
-}
-
-/**
- * A tensor times a matrix of weights: routers, and the keys of linear attention, which a softmax over the positions
- * normalises. Queries that are weights themselves (learned latents) come first in their product.
- */
-function isLinearLayer({ node, operands }: Contraction, query: Value, inference: Inference): boolean {
-  const isSecond = operands[1].value === query && isConstant(query, inference);
-  return isSecond && (node.is('Einsum') || (node.is('MatMul', 'Gemm') && operands[1].labels.length === 2));
 }
 
 /**
@@ -466,6 +461,19 @@ function commonTypes(joint: Joint, plan: Plan, inference: Inference): Types {
   if (valueType === undefined || (valueType !== type && !widened) || inference.of(plan.output.value).type !== valueType)
     return refuse('queries, keys, values and output have different data types', plan.value.value);
   return { type, valueType };
+}
+
+/** Scores of 16 bits that are widened first are masked in float32, in which lower fills take keys out. */
+function maskedType({ masks }: ScoreFormula, type: number): number {
+  const isHalf = type === FLOAT16 || type === BFLOAT16;
+  return isHalf && masks.length > 0 && masks.every((m) => m.scoreType === FLOAT) ? FLOAT : type;
+}
+
+/** Data types of what is combined with the scores as numbers. */
+function tensorTypes({ masks, factors, sink }: Plan, inference: Inference): (number | undefined)[] {
+  const added = masks.filter(({ term }) => term.kind === 'additive').map(({ term }) => termType(term, inference));
+  const others = [...factors, ...(sink && !sink.uniform ? [sink] : [])];
+  return [...added, ...others.map(({ value }) => inference.of(value).type)];
 }
 
 /** Casts may only add precision. */

@@ -47,13 +47,14 @@ interface Situation {
  * Taken for granted, as by the exporters: scores and biases are smaller than {@link LARGEST_SCORE}, positions are below
  * 2²⁴, and a size that has a name is not 1 in just one of two tensors that meet.
  *
- * @param site TensorProto data type of the queries, and whether the softmax has an extra logit.
+ * @param site TensorProto data type in which the scores are masked, whether that is wider than the queries', and whether
+ * the softmax has an extra logit.
  * @returns undefined where nothing is gained, or nothing could be proven: the masks then stay as they are.
  */
 export function understandMasks(
   masks: readonly MaskPlacement[],
   axes: ScoreAxes,
-  site: { readonly type: number; readonly hasSink: boolean },
+  site: { readonly type: number; readonly isWidened?: boolean; readonly hasSink: boolean },
   inference: Inference,
 ): UnderstoodMasks | undefined {
   if (masks.length === 0) return undefined;
@@ -61,7 +62,9 @@ export function understandMasks(
   const terms = masks.flatMap((mask) => readTerms(mask, of, inference));
   const situation: Situation = { terms, masks: terms.filter((t) => t.kind === 'mask'), indices, ...site, inference };
   const found = combine(situation);
-  return found && isGain(found, masks) ? found : undefined;
+  // Booleans let the queries stay as narrow as they are.
+  const narrows = site.isWidened === true && found?.rest.every((m) => m.term.kind === 'boolean');
+  return found && (narrows || isGain(found, masks)) ? found : undefined;
 }
 
 function combine(situation: Situation): UnderstoodMasks | undefined {

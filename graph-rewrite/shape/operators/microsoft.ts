@@ -83,8 +83,8 @@ const fusedMatMulRule: Rule = (call) => {
   const operand = (index: number, transpose: string, batch: string) => {
     const shape = call.shape(index);
     if (!shape || shape.length < 2) return shape;
-    if (call.flag(batch)) return undefined;
-    return call.flag(transpose) ? [...shape.slice(0, -2), shape.at(-1), shape.at(-2)] : shape;
+    const moved = call.flag(batch) ? [...shape.slice(1, -1), shape[0], shape.at(-1)] : shape;
+    return call.flag(transpose) ? [...moved.slice(0, -2), moved.at(-1), moved.at(-2)] : moved;
   };
   return {
     type: call.type(),

@@ -1,0 +1,32 @@
+/** What is learned, and so the same for every input: no sequence of queries, keys or values. */
+import type { Value } from '../graph/graph.js';
+import type { Inference } from '../shape/inference.js';
+import type { Contraction } from './contraction.js';
+
+/** Values that are looked at before one is taken to depend on an input. */
+const MOST_VALUES = 2000;
+
+/** A weight of the model, looked at through views, or computed from weights alone: dequantised, widened, normalised. */
+export function isWeight(value: Value, inference: Inference): boolean {
+  const seen = new Set<Value>([value]);
+  for (const current of seen) {
+    if (current.initializer || inference.of(current).constant) continue;
+    const node = current.producer;
+    if (!node || node.subgraphs.length > 0 || seen.size > MOST_VALUES) return false;
+    // How often something is repeated makes it no sequence.
+    const data = node.is('Reshape', 'Expand', 'Tile') ? node.inputs.slice(0, 1) : node.inputs;
+    const sources = data.filter((v) => v !== undefined);
+    if (sources.length === 0) return false;
+    for (const source of sources) seen.add(source);
+  }
+  return true;
+}
+
+/**
+ * A tensor times a matrix of weights: routers, and the keys of linear attention, which a softmax over the positions
+ * normalises. Queries that are weights themselves (learned latents) come first in their product.
+ */
+export function isLinearLayer({ node, operands }: Contraction, query: Value, inference: Inference): boolean {
+  const isSecond = operands[1].value === query && isWeight(query, inference);
+  return isSecond && (node.is('Einsum') || (node.is('MatMul', 'Gemm') && operands[1].labels.length === 2));
+}
