@@ -11,8 +11,9 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, wri
 import { arch, cpus, tmpdir, totalmem, type } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { readModelFile, writeModelFile, writeWholeFile } from '../graph-rewrite/files.js';
+import { readModelFile, writeModelFile } from '../graph-rewrite/files.js';
 import { rewriteModel } from '../graph-rewrite/index.js';
+import { writeWholeFile } from '../graph-rewrite/whole-files.js';
 import { buildTransformer, type TransformerOptions, writeTransformer } from '../models/builder.js';
 
 /** What one child process reports. */

@@ -20,10 +20,11 @@ import { promisify } from 'node:util';
 import test from 'ava';
 import Long from 'long';
 import { OrtFlashError } from './errors.js';
-import { externalDataReader, makeFolders, readModelFile, writeModelFile } from './files.js';
+import { externalDataReader, readModelFile, writeModelFile } from './files.js';
 import { encodeModel } from './onnx/codec.js';
 import { DataLocation, DataType, GraphProto, ModelProto, StringStringEntryProto, TensorProto } from './onnx/proto.js';
 import { tensorFloats } from './onnx/tensor.js';
+import { makeFolders } from './whole-files.js';
 
 const scratch = mkdtempSync(join(tmpdir(), 'ort-flash-files-'));
 test.after.always(() => rmSync(scratch, { recursive: true, force: true }));

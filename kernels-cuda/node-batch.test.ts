@@ -8,6 +8,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -284,6 +285,21 @@ test('a process that is killed leaves whole results only, and the next one does 
   t.is(whole().length, 400);
 });
 
+test('what is no sample among samples is left alone', async (t) => {
+  const { folder } = t.context;
+  writeSamples(join(folder, 'in'), [5, 5]);
+  mkdirSync(join(folder, 'in', 'test_data_set_'));
+  writeFileSync(join(folder, 'in', 'test_data_set_0.zip'), 'packed');
+  symlinkSync('nowhere', join(folder, 'in', 'test_data_set_2'));
+  const options = { model: encoder.modelFile, inputs: join(folder, 'in'), outputs: join(folder, 'out') };
+  const { finished, failed } = await runBatch(options);
+  t.is(finished, 2);
+  t.deepEqual(
+    failed.map(({ sample, error }) => [sample, error.code]),
+    [['test_data_set_', 'invalid-tensor']],
+  );
+});
+
 test('results of one model do not pass for those of another', async (t) => {
   const { folder } = t.context;
   writeFileSync(join(folder, 'a.onnx'), doubling);
@@ -293,6 +309,14 @@ test('results of one model do not pass for those of another', async (t) => {
   t.is((await runBatch({ ...options, model: join(folder, 'a.onnx') })).finished, 1);
   await t.throwsAsync(runBatch({ ...options, model: join(folder, 'b.onnx') }), {
     message: /holds results of another model/,
+  });
+  await t.throwsAsync(runBatch({ ...options, model: join(folder, 'a.onnx'), format: 'pb' }), {
+    message: /results of another model, or in another format/,
+  });
+  rmSync(join(folder, 'out', '.ort-flash-run.json'));
+  await t.throwsAsync(runBatch({ ...options, model: join(folder, 'a.onnx') }), {
+    code: 'invalid-argument',
+    message: /holds results that no run has written .*test_data_set_0.y\.npy/,
   });
   t.is((await runBatch({ ...options, model: join(folder, 'b.onnx'), resume: false })).finished, 1);
 });
@@ -310,8 +334,12 @@ test('options that make no sense are refused before anything is written', async 
   await refused({ deviceIds: [0] }, /for device cuda/);
   await refused({ format: 'csv' }, /format "csv" is not known/);
   await refused({ outputs: good.inputs }, /same folder/);
+  symlinkSync(good.inputs, join(folder, 'link'));
+  await refused({ outputs: join(folder, 'link') }, /same folder/);
   await refused({ model: join(folder, 'none.onnx') }, /none\.onnx/);
-  await refused({ inputs: join(folder, 'none') }, /no samples here/);
+  await refused({ inputs: join(folder, 'none') }, /there is no such file or folder \[.*none\]/);
+  writeFileSync(join(folder, 'empty.jsonl'), '\n\n');
+  await refused({ inputs: join(folder, 'empty.jsonl') }, /there are no samples here/);
   await refused({ inputs: folder }, /neither test_data_set_\* folders nor/);
   await refused({ inputs: good.model }, /a folder, a \.npz or a \.jsonl/);
   t.false(existsSync(good.outputs));

@@ -1,4 +1,5 @@
 /** Batch inference: a model over any number of samples. */
+import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { toOrtFlashError } from './node-addon.js';
@@ -46,7 +47,14 @@ function checkOptions({ batch = 1, deviceIds, device = 'cpu', inputs, outputs, f
   if (deviceIds !== undefined && device !== 'cuda') fail('deviceIds are for device cuda');
   if (deviceIds?.length === 0 || (new Set(deviceIds).size !== deviceIds?.length && deviceIds !== undefined))
     fail('deviceIds must name each GPU once');
-  if (resolve(inputs) === resolve(outputs)) fail('inputs and outputs are the same folder: choose another for outputs');
+  if (sameFolder(inputs, outputs)) fail('inputs and outputs are the same folder: choose another for outputs');
+}
+
+/** Whether two paths lead to one folder, by symbolic links or not: results would take the place of samples. */
+function sameFolder(a: string, b: string): boolean {
+  if (resolve(a) === resolve(b)) return true;
+  const [statusA, statusB] = [a, b].map((path) => statSync(path, { throwIfNoEntry: false }));
+  return statusA !== undefined && statusA.dev === statusB?.dev && statusA.ino === statusB.ino;
 }
 
 async function openSessions({ model, device = 'cpu', deviceIds = [0] }: RunBatchOptions): Promise<InferenceSession[]> {

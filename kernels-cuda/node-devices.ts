@@ -2,6 +2,8 @@ import { existsSync } from 'node:fs';
 import type { InferenceSessionHandler } from 'onnxruntime-node';
 import { InferenceSession as OrtSession, type InferenceSession as OrtTypes } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { readModelFile } from '../graph-rewrite/files.js';
+import { decodeModel } from '../graph-rewrite/onnx/codec.js';
 import { WholeSessionHandler } from '../kernels-wgsl/session/handler.js';
 import type { OpenedSession } from '../kernels-wgsl/session/shell.js';
 import { loadAddon, toOrtFlashError } from './node-addon.js';
@@ -69,7 +71,21 @@ export async function openSession(model: Model, options: SessionOptions): Promis
       refused.push({ provider: nameOf(provider), error: toOrtFlashError(error, fileOf(model)) });
     }
   }
-  throw noneTook(refused);
+  throw faultOf(model, options, refused.at(-1)!.error) ?? noneTook(refused);
+}
+
+/**
+ * What is wrong with a model that ONNX Runtime refuses, where this package's reader knows: it says where, and what to do.
+ */
+function faultOf(model: Model, { externalData = [] }: SessionOptions, error: OrtFlashError): OrtFlashError | undefined {
+  if (error.code !== 'runtime') return undefined;
+  try {
+    if (typeof model === 'string') readModelFile(model, { checkExternalData: externalData.length === 0 });
+    else decodeModel(model);
+    return undefined;
+  } catch (fault) {
+    return fault instanceof OrtFlashError ? fault : undefined;
+  }
 }
 
 function explain(place: SessionPlace, refused: readonly RefusedProvider[]): string {

@@ -14,11 +14,11 @@ const withAddon = existsSync(addonPath()) ? test : test.skip;
 
 const cpu = { executionProviders: ['cpu'], intraOpNumThreads: 1 } as const;
 
-test('a model that cannot be opened is refused with ONNX Runtime’s message', async (t) => {
+test('a model that cannot be opened is refused with the reason', async (t) => {
   const open = (model: string | Uint8Array) =>
     t.throwsAsync<OrtFlashError>(InferenceSession.create(model as string, cpu));
   t.regex((await open('/no/such/model.onnx'))!.message, /no\/such\/model\.onnx/);
-  t.regex((await open(Uint8Array.of(1, 2, 3)))!.message, /protobuf/i);
+  t.regex((await open(Uint8Array.of(1, 2, 3)))!.message, /not an ONNX model/);
   t.is((await open(new Uint8Array()))!.name, 'OrtFlashError');
   const unknown = makeModel(
     [{ name: 'x', type: 'float32', shape: [1] }],

@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
+import { accessError } from '../graph-rewrite/whole-files.js';
 import type { NativeRunOptions, NativeSessionOptions } from './node-addon.js';
 
 type SessionOptions = InferenceSession.SessionOptions;
@@ -85,8 +86,7 @@ export async function readWhole(file: string, code: 'file-access' | 'external-da
   try {
     return await readFile(file);
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error);
-    throw new OrtFlashError(code, `cannot read the file: ${why}`, { file }, undefined, { cause: error });
+    throw accessError('read', file, error, code);
   }
 }
 

@@ -1,11 +1,12 @@
 /** Where a batch's samples come from: a folder, a `.npz` or a `.jsonl` file, read one sample at a time. */
-import { createReadStream } from 'node:fs';
+import { createReadStream, statSync } from 'node:fs';
 import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
 import { encodeHalf } from '../graph-rewrite/op/half.js';
+import { accessError } from '../graph-rewrite/whole-files.js';
 import type { TensorFileFormat } from './node-batch-types.js';
 import { arrayFromJson } from './node-json.js';
 import type { ArrayTensor } from './node-npy.js';
@@ -34,34 +35,50 @@ export interface SampleSource {
  * @throws OrtFlashError `file-access` or `invalid-argument`
  */
 export async function openSamples(path: string, inputs: InputMetadata): Promise<SampleSource> {
-  const found = await stat(path).catch((error: unknown) => {
-    throw new OrtFlashError('file-access', 'there are no samples here', { file: path }, undefined, { cause: error });
-  });
   const tensors = inputs.filter((input): input is TensorInput => input.isTensor);
-  if (found.isDirectory()) return openFolder(path, tensors);
-  if (path.endsWith('.npz')) return openNpz(path, tensors);
-  if (path.endsWith('.jsonl')) return openJsonLines(path, tensors);
+  try {
+    if ((await stat(path)).isDirectory()) return await openFolder(path, tensors);
+    if (path.endsWith('.npz')) return await openNpz(path, tensors);
+    if (path.endsWith('.jsonl')) return await openJsonLines(path, tensors);
+  } catch (cause) {
+    throw accessError('read', path, cause);
+  }
   throw new OrtFlashError('invalid-argument', 'samples come from a folder, a .npz or a .jsonl file', { file: path });
 }
 
 const SAMPLE_FOLDER = 'test_data_set_';
 
 async function openFolder(folder: string, inputs: readonly TensorInput[]): Promise<SampleSource> {
-  const entries = await readdir(folder);
+  const entries = await readdir(folder, { withFileTypes: true });
   const order = new Intl.Collator('en', { numeric: true });
-  const folders = entries.filter((entry) => entry.startsWith(SAMPLE_FOLDER)).sort(order.compare);
+  const folders = entries
+    .filter((entry) => entry.name.startsWith(SAMPLE_FOLDER) && isFolder(join(folder, entry.name)))
+    .map((entry) => entry.name)
+    .sort(order.compare);
   const names = folders.length > 0 ? folders : [''];
-  const first = folders.length > 0 ? await readdir(join(folder, folders[0]!)) : entries;
-  if (!first.some((entry) => /^input_\d+\.pb$|\.npy$/.test(entry))) {
+  const format = await formatOf(names.map((name) => join(folder, name)));
+  if (format === undefined) {
     const what = 'there are no samples here: neither test_data_set_* folders nor input_N.pb or NAME.npy files';
     throw new OrtFlashError('invalid-argument', what, { file: folder });
   }
   return {
     names,
-    format: first.some((entry) => entry.endsWith('.npy')) ? 'npy' : 'pb',
+    format,
     read: (index) => readFolderSample(join(folder, names[index]!), inputs),
     close: async () => {},
   };
+}
+
+const isFolder = (path: string) => statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+
+/** The format of the first of these folders that holds tensors; undefined where none does. */
+async function formatOf(folders: readonly string[]): Promise<TensorFileFormat | undefined> {
+  for (const folder of folders) {
+    const entries = await readdir(folder);
+    if (entries.some((entry) => entry.endsWith('.npy'))) return 'npy';
+    if (entries.some((entry) => /^input_\d+\.pb$/.test(entry))) return 'pb';
+  }
+  return undefined;
 }
 
 async function readFolderSample(folder: string, inputs: readonly TensorInput[]): Promise<Sample> {
@@ -103,6 +120,7 @@ async function openNpz(file: string, inputs: readonly TensorInput[]): Promise<Sa
 
 async function openJsonLines(file: string, inputs: readonly TensorInput[]): Promise<SampleSource> {
   const lines = await findLines(file);
+  if (lines.length === 0) throw new OrtFlashError('invalid-argument', 'there are no samples here', { file });
   const handle = await open(file);
   return {
     names: sampleNames(lines.length),

@@ -1,15 +1,17 @@
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import * as ort from 'onnxruntime-node';
 import type { OrtFlashError } from '../graph-rewrite/errors.js';
 import type { DataTypeName } from '../graph-rewrite/onnx/data-type.js';
 import { decodeHalf } from '../graph-rewrite/op/half.js';
-import { allModels, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
+import { allModels, bundledModel, type ModelExample, readTestData, type TestTensor } from '../models/corpus.js';
 import { createTensor, InferenceSession, Tensor } from './index.js';
 import { loadAddon } from './node-addon.js';
 import { addonPath } from './node-paths.js';
-import { identityModel, powerModel, quantizedModel } from './test-models.js';
+import { externalModel, identityModel, powerModel, quantizedModel } from './test-models.js';
 
 /** Tests of what only the addon does; `npm run build:addon` builds it, and the tests' set-up where it finds a compiler. */
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -312,4 +314,29 @@ withAddon('the addon itself survives whatever it is called with', async (t) => {
   await native.release();
   await native.release();
   t.throws(() => native.inputs, { message: /was released/ });
+});
+
+test('a model that is none, or not whole, is refused with what is wrong with it, on every engine', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'ort-flash-session-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const write = (name: string, bytes: Uint8Array) => {
+    writeFileSync(join(folder, name), bytes);
+    return join(folder, name);
+  };
+  const whole = readFileSync(bundledModel('bert-ts11').modelFile);
+  const cut = whole.subarray(0, whole.length >> 1);
+  const faults: [model: string | Uint8Array, code: string, message: RegExp][] = [
+    [join(folder, 'none.onnx'), 'file-access', /there is no such file or folder \[.*none\.onnx\]/],
+    [folder, 'file-access', /it is a folder/],
+    [write('cut.onnx', cut), 'malformed-model', /it may have been cut short/],
+    [new Uint8Array(cut), 'malformed-model', /it may have been cut short/],
+    [write('page.onnx', new TextEncoder().encode('Not Found')), 'malformed-model', /this is text/],
+    [write('external.onnx', externalModel()), 'external-data', /(missing|no such file) .*weights\.bin/],
+  ];
+  for (const provider of ['cpu', 'wasm'])
+    for (const [model, code, message] of faults) {
+      // Only a file has a folder in which data files could be missing.
+      const create = InferenceSession.create(model as string, { executionProviders: [provider] });
+      await t.throwsAsync(create, { name: 'OrtFlashError', code, message }, `${provider}: ${message}`);
+    }
 });

@@ -9,6 +9,7 @@ import { decodeTensor, encodeTensor } from '../graph-rewrite/onnx/codec.js';
 import { type DataTypeName, dataTypeName, dataTypeOf } from '../graph-rewrite/onnx/data-type.js';
 import { TensorProto } from '../graph-rewrite/onnx/proto.js';
 import { checkTensor, tensorData, tensorShape } from '../graph-rewrite/onnx/tensor.js';
+import { accessError } from '../graph-rewrite/whole-files.js';
 import type { TensorFileFormat } from './node-batch-types.js';
 import { type ArrayTensor, decodeNpy, encodeNpy } from './node-npy.js';
 
@@ -27,7 +28,7 @@ async function readBytes(file: string): Promise<Uint8Array> {
   try {
     return await readFile(file);
   } catch (error) {
-    throw new OrtFlashError('file-access', 'cannot read the file', { file }, undefined, { cause: error });
+    throw accessError('read', file, error);
   }
 }
 

@@ -3,10 +3,11 @@ import { existsSync } from 'node:fs';
 import { copyFile, rename, rmdir, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
-import { accessError, makeFolders, readModelFile, temporaryFolder } from '../graph-rewrite/files.js';
+import { readModelFile } from '../graph-rewrite/files.js';
 import { dataFiles } from '../graph-rewrite/onnx/data-files.js';
 import { type DataTypeName, dataTypeName } from '../graph-rewrite/onnx/data-type.js';
 import type { ModelProto, ValueInfoProto } from '../graph-rewrite/onnx/proto.js';
+import { accessError, makeFolders, temporaryFolder } from '../graph-rewrite/whole-files.js';
 import { formatTritonConfig, TRITON_TYPES, type TritonConfig, type TritonTensor } from './node-triton-schema.js';
 
 /** What to export, and how it is to be served. */

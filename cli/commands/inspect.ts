@@ -1,11 +1,12 @@
 import { statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
-import { readModelFile, writeWholeFile } from '../../graph-rewrite/files.js';
+import { readModelFile } from '../../graph-rewrite/files.js';
 import { dataFiles } from '../../graph-rewrite/onnx/data-files.js';
 import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import type { SiteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel, withoutCalls } from '../../graph-rewrite/rewrite.js';
+import { writeWholeFile } from '../../graph-rewrite/whole-files.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
 import { scoreMemory } from '../scores.js';
 import { groupAlike, printSites } from '../sites.js';

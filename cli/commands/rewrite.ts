@@ -2,13 +2,7 @@ import { statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OrtFlashError } from '../../graph-rewrite/errors.js';
-import {
-  type ExternalDataMode,
-  readModelFile,
-  temporaryFolder,
-  type WriteReport,
-  writeModelFile,
-} from '../../graph-rewrite/files.js';
+import { type ExternalDataMode, readModelFile, type WriteReport, writeModelFile } from '../../graph-rewrite/files.js';
 import type { LoweringTarget } from '../../graph-rewrite/lower.js';
 import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
 import { isExternal } from '../../graph-rewrite/onnx/external.js';
@@ -16,6 +10,7 @@ import type { ModelProto } from '../../graph-rewrite/onnx/proto.js';
 import { forEachTensor } from '../../graph-rewrite/onnx/walk.js';
 import type { LoweredSite, RewriteReport } from '../../graph-rewrite/report.js';
 import { rewriteModel } from '../../graph-rewrite/rewrite.js';
+import { temporaryFolder } from '../../graph-rewrite/whole-files.js';
 import { EXIT, type ExitCode, type Output } from '../output.js';
 import { printSites } from '../sites.js';
 import { count, formatBytes } from '../text.js';
