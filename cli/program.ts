@@ -108,7 +108,7 @@ function addModelCommands(add: Add): void {
       'inputs as input_N.pb, or folders test_data_set_* of them; default random, in several shapes',
     )
     .option('--tolerance <share>', 'largest difference, as a share of the output’s largest value', parsePositiveNumber)
-    .option('--seed <number>', 'seed of the random inputs', parsePositive, 1);
+    .option('--seed <number>', 'seed of the random inputs', parseCount, 1);
 }
 
 function addRunCommands(add: Add): void {

@@ -1,11 +1,12 @@
-import type { MaskReport, SiteReport, Size } from '../graph-rewrite/report.js';
+import type { MaskReport, RewriteReport, SiteReport, Size } from '../graph-rewrite/report.js';
 import type { Output } from './output.js';
 import { count, formatRanges, formatTable } from './text.js';
 
 /** Prints what became of each site: fused ones as a table, grouped where they are alike, then the others with reasons. */
-export function printSites(output: Output, sites: readonly SiteReport[]): void {
+export function printSites(output: Output, { sites, fusedBefore }: RewriteReport): void {
+  if (fusedBefore > 0) output.line(`${describeFusedBefore(fusedBefore)} already`);
   if (sites.length === 0) {
-    output.line('no attention found');
+    output.line(fusedBefore > 0 ? 'no other attention found' : 'no attention found');
     return;
   }
   const fused = sites.filter((site) => site.fused);
@@ -21,6 +22,11 @@ export function printSites(output: Output, sites: readonly SiteReport[]): void {
     output.line(`  site ${site.index} not fused: ${site.refusal?.reason ?? 'no reason is known'}${where}`);
     output.line(output.dim(`    ${site.node}, ${site.form}`));
   }
+}
+
+/** `2 attentions are FlashAttention`. */
+export function describeFusedBefore(fused: number): string {
+  return `${count(fused, 'attention')} ${fused === 1 ? 'is' : 'are'} FlashAttention`;
 }
 
 export const SITE_HEAD = ['sites', 'form', 'heads', 'head dimension', 'mask', 'first node'];

@@ -229,6 +229,8 @@ test('folders are made where a file system lets them be, and an error where it d
   await makeFolders(join(folder, 'a', 'b', 'c'));
   t.deepEqual(readdirSync(folder, { recursive: true }), ['a', 'a/b', 'a/b/c']);
   await makeFolders(join(folder, 'a', 'b'));
+  writeFileSync(join(folder, 'file'), '');
+  await t.throwsAsync(makeFolders(join(folder, 'file')), { code: 'ENOTDIR' });
   if (process.platform !== 'linux') return;
   // Node's own way never ends there.
   await t.throwsAsync(makeFolders('/proc/none/of/these'), { code: 'ENOENT' });

@@ -72,6 +72,8 @@ export interface MovementReport {
 /** What a rewrite did. */
 export interface RewriteReport {
   readonly sites: readonly SiteReport[];
+  /** `FlashAttention` nodes that the model had already; they are no sites. */
+  readonly fusedBefore: number;
   readonly nodesBefore: number;
   readonly nodesAfter: number;
   /** Nodes that only move data, and what they move, in this order: before, after. */

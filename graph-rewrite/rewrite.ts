@@ -8,6 +8,7 @@ import { type LoweringOptions, type LoweringTarget, lowerModel } from './lower.j
 import { measureMovement } from './movement.js';
 import type { FunctionProto, ModelProto } from './onnx/proto.js';
 import { validateModel } from './onnx/validate.js';
+import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP } from './op/definition.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
@@ -146,5 +147,6 @@ function summarise(sites: readonly SiteReport[], before: Stock, after: Stock): R
     if (change[0] !== change[1]) operators[name] = change;
   }
   const movement = [before.movement, after.movement] as const;
-  return { sites, nodesBefore: sum(before), nodesAfter: sum(after), movement, operators };
+  const fusedBefore = before.operators.get(`${FLASH_ATTENTION_DOMAIN}.${FLASH_ATTENTION_OP}`) ?? 0;
+  return { sites, fusedBefore, nodesBefore: sum(before), nodesAfter: sum(after), movement, operators };
 }

@@ -52,6 +52,7 @@ export async function makeFolders(folder: string, made: string[] = []): Promise<
       if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error;
     }
   }
+  if (!statSync(folder).isDirectory()) throw Object.assign(new Error(`${folder} is no folder`), { code: 'ENOTDIR' });
 }
 
 /**

@@ -261,6 +261,15 @@ test('models that differ: exit code 1, and where', (t) => {
   t.true(json.failures.length > 0);
 });
 
+test('a file that was rewritten is told from one without attention', (t) => {
+  const out = join(scratch(t), 'out.onnx');
+  t.is(ortFlash('rewrite', bert, '-o', out).code, 0);
+  t.regex(ortFlash('inspect', out).stdout, /^2 attentions are FlashAttention already\nno other attention found\n$/);
+  t.regex(ortFlash('rewrite', out, '--dry-run').stdout, /^2 attentions are FlashAttention already\n/);
+  const report = JSON.parse(ortFlash('inspect', out, '--json').stdout) as { fusedBefore: number; sites: unknown[] };
+  t.deepEqual([report.fusedBefore, report.sites], [2, []]);
+});
+
 test('inspect tells form, heads and memory', (t) => {
   const { code, stdout, stderr } = ortFlash('inspect', llama, '--lengths', '100,1000', '--json');
   t.is(code, 0, stderr);

@@ -31,7 +31,7 @@ export async function inspect(output: Output, input: string, options: InspectCom
     await writeWholeFile(options.svg, [new TextEncoder().encode(picture)]);
   }
   output.document({ input, batch: options.batch, ...report, sites });
-  printSites(output, report.sites);
+  printSites(output, report);
   printMemory(output, report.sites, options);
   return EXIT.success;
 }

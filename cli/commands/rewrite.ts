@@ -63,7 +63,7 @@ export async function rewrite(output: Output, input: string, options: RewriteCom
 }
 
 function printRewrite(output: Output, report: RewriteReport, verification: VerifyReport | undefined): void {
-  printSites(output, report.sites);
+  printSites(output, report);
   if (report.lowered) printLowered(output, report.lowered);
   output.line(`nodes: ${report.nodesBefore} before, ${report.nodesAfter} after`);
   const [before, after] = report.movement;

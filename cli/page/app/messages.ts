@@ -66,6 +66,8 @@ export interface OpenedModel {
   readonly rewritten: Blob;
   readonly fused: number;
   readonly sites: number;
+  /** Attentions that were FlashAttention already; they are no sites. */
+  readonly fusedBefore: number;
   readonly nodesBefore: number;
   readonly nodesAfter: number;
   /** Bytes a token that operators only move, before and after. */

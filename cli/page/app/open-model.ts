@@ -48,6 +48,7 @@ export async function openModel(files: readonly GivenFile[], report: Report): Pr
     rewritten: new Blob(encodeModelChunks(after) as Uint8Array<ArrayBuffer>[]),
     fused: sites.filter((site) => site.fused).length,
     sites: sites.length,
+    fusedBefore: rewrite.fusedBefore,
     nodesBefore: rewrite.nodesBefore,
     nodesAfter: rewrite.nodesAfter,
     movedBefore: movement[0].bytesPerToken,

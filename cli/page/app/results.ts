@@ -1,5 +1,5 @@
 /** What the page shows of an opened model. */
-import { SITE_HEAD } from '../../sites.js';
+import { describeFusedBefore, SITE_HEAD } from '../../sites.js';
 import { count, formatBytes } from '../../text.js';
 import { element, scrolling, svgElement, table } from './dom.js';
 import type { MemoryCurve, OpenedModel, RefusedSite, SitePicture } from './messages.js';
@@ -7,10 +7,12 @@ import { drawPlot, lengthAt } from './plot.js';
 
 /** Name, verdict, what changed, and the rewritten file. */
 export function summary(model: OpenedModel): Node[] {
-  const { fused, sites } = model;
+  const { fused, sites, fusedBefore } = model;
   const verdict =
     sites === 0
-      ? 'No attention found'
+      ? fusedBefore > 0
+        ? 'Rewritten already'
+        : 'No attention found'
       : fused === 0
         ? sites === 1
           ? 'The one attention is not fused'
@@ -24,11 +26,12 @@ export function summary(model: OpenedModel): Node[] {
   return [
     element('h2', { id: 'results-title', tabindex: -1 }, model.name),
     element('p', { class: fused > 0 && fused === sites ? 'verdict good' : 'verdict' }, verdict),
-    ...(fused > 0 ? [factList(facts), download(model)] : [element('p', {}, unchanged(sites))]),
+    ...(fused > 0 ? [factList(facts), download(model)] : [element('p', {}, unchanged(model))]),
   ];
 }
 
-function unchanged(sites: number): string {
+function unchanged({ sites, fusedBefore }: OpenedModel): string {
+  if (sites === 0 && fusedBefore > 0) return `${describeFusedBefore(fusedBefore)} already: keep your file.`;
   if (sites === 0) return 'Nothing in this model computes attention, so there is nothing to rewrite: keep your file.';
   return 'The reason stands below. The model is left as it is: keep your file.';
 }
