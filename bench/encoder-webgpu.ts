@@ -20,7 +20,7 @@ import { forEachTensor } from '../graph-rewrite/onnx/walk.js';
 import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
 import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { buildTransformer, ENCODER_12_LAYERS } from '../models/builder.js';
-import { loadWebOverDawn } from './web-over-dawn.js';
+import { loadWebOverDawn } from './webgpu/over-dawn.js';
 
 const { values: flags } = parseArgs({
   options: {

@@ -15,7 +15,7 @@ import { parseArgs } from 'node:util';
 import { encodeModel } from '../graph-rewrite/onnx/codec.js';
 import { encodeHalf } from '../graph-rewrite/op/half.js';
 import { buildTransformer } from '../models/builder.js';
-import { loadWebOverDawn } from './web-over-dawn.js';
+import { loadWebOverDawn } from './webgpu/over-dawn.js';
 
 const { values: flags } = parseArgs({
   options: {

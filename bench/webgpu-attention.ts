@@ -18,11 +18,11 @@ import { dirname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { FlashAttention, type PlanOptions } from '../kernels-wgsl/index.js';
 import { openDevice } from '../kernels-wgsl/testing/device.js';
-import { type Ceilings, measureCeilings } from './gpu-ceilings.js';
-import { loadOrtWeb, type OrtWeb, ortAttention } from './ort-web.js';
-import { type Case, goalCases, type Peer, problemOf } from './webgpu-cases.js';
-import { type CallError, createTimer, measureError, poison, randomTensor, timeRuns } from './webgpu-measure.js';
-import { variantsOf } from './webgpu-variants.js';
+import { type Case, goalCases, type Peer, problemOf } from './webgpu/cases.js';
+import { type Ceilings, measureCeilings } from './webgpu/ceilings.js';
+import { type CallError, createTimer, measureError, poison, randomTensor, timeRuns } from './webgpu/measure.js';
+import { loadOrtWeb, type OrtWeb, ortAttention } from './webgpu/ort-web.js';
+import { variantsOf } from './webgpu/variants.js';
 
 const { values: flags } = parseArgs({
   options: {

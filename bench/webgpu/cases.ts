@@ -1,7 +1,7 @@
 /** What bench/webgpu-attention.ts measures: the project's table of cases on a GPU, small ones on a CPU that plays GPU. */
-import { DEFAULT_ATTRIBUTES } from '../graph-rewrite/op/definition.js';
-import { type AttentionProblem, resolveProblem } from '../graph-rewrite/op/problem.js';
-import type { FlashAttention, PlanOptions } from '../kernels-wgsl/index.js';
+import { DEFAULT_ATTRIBUTES } from '../../graph-rewrite/op/definition.js';
+import { type AttentionProblem, resolveProblem } from '../../graph-rewrite/op/problem.js';
+import type { FlashAttention, PlanOptions } from '../../kernels-wgsl/index.js';
 
 export type Peer = 'MultiHeadAttention' | 'decomposed';
 

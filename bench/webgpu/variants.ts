@@ -1,8 +1,8 @@
 /** What the planner could choose instead of its default, each as a case of bench/webgpu-attention.ts. */
 
-import { tuningCandidates } from '../kernels-wgsl/autotune.js';
-import type { FlashAttention } from '../kernels-wgsl/index.js';
-import { type Case, decode, goalCases, problemOf } from './webgpu-cases.js';
+import { tuningCandidates } from '../../kernels-wgsl/autotune.js';
+import type { FlashAttention } from '../../kernels-wgsl/index.js';
+import { type Case, decode, goalCases, problemOf } from './cases.js';
 
 type Facts = FlashAttention['facts'];
 

@@ -4,9 +4,9 @@ import { dirname, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import Long from 'long';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { encodeModel } from '../graph-rewrite/onnx/codec.js';
-import { opsetImports, tensorInfo } from '../graph-rewrite/onnx/make.js';
-import { AttributeProto, GraphProto, ModelProto, NodeProto } from '../graph-rewrite/onnx/proto.js';
+import { encodeModel } from '../../graph-rewrite/onnx/codec.js';
+import { opsetImports, tensorInfo } from '../../graph-rewrite/onnx/make.js';
+import { AttributeProto, GraphProto, ModelProto, NodeProto } from '../../graph-rewrite/onnx/proto.js';
 
 /** The part of onnxruntime-web that is used here. */
 export interface OrtWeb {

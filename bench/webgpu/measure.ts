@@ -1,8 +1,8 @@
 /** Data, time and error of one attention call on a GPUDevice; for bench/webgpu-attention.ts. */
-import { decodeHalf, encodeHalf } from '../graph-rewrite/op/half.js';
-import { randomNumbers } from '../kernels-wgsl/testing/problems.js';
-import type { Timer } from './gpu-ceilings.js';
-import type { Case } from './webgpu-cases.js';
+import { decodeHalf, encodeHalf } from '../../graph-rewrite/op/half.js';
+import { randomNumbers } from '../../kernels-wgsl/testing/problems.js';
+import type { Case } from './cases.js';
+import type { Timer } from './ceilings.js';
 
 /** Random numbers that a tensor repeats: nearly normal, of variance 1; so many that no two rows of a tensor are alike. */
 const PATTERN = 2 ** 18 - 4;
