@@ -3,7 +3,7 @@
  * FlashAttention; batch inference; and export for a server.
  */
 export * from 'onnxruntime-node';
-export { OrtFlashError } from '../graph-rewrite/errors.js';
+export { type ErrorCode, type ErrorPlace, OrtFlashError } from '../graph-rewrite/errors.js';
 export { runBatch } from './node-batch.js';
 export type {
   BatchDevice,

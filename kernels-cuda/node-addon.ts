@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { env } from 'onnxruntime-node';
 import { OrtFlashError } from '../graph-rewrite/errors.js';
-import { addonPath, onnxRuntimePath } from './node-paths.js';
+import { addonPath, buildCommand, onnxRuntimePath } from './node-paths.js';
 
 /** A model's input or output, as the addon describes it. */
 export interface NativeValueDescription {
@@ -113,16 +113,17 @@ export function loadAddon(): AddonState {
 
 function tryLoadAddon(): AddonState {
   const path = addonPath();
-  if (!existsSync(path)) return { addon: undefined, why: 'the addon is not built (npm run build:addon builds it)' };
+  const build = buildCommand('build:addon');
+  if (!existsSync(path)) return { addon: undefined, why: `the addon is not built (${build} builds it)` };
   try {
     const addon = createRequire(import.meta.url)(path) as NativeAddon;
     if (addon.interfaceVersion !== INTERFACE_VERSION)
-      return { addon: undefined, why: 'the addon was built for another version; npm run build:addon builds it anew' };
+      return { addon: undefined, why: `the addon was built for another version; ${build} builds it anew` };
     const level = LOG_LEVELS.indexOf(env.logLevel ?? 'warning');
     return { addon, ...addon.initialize(onnxRuntimePath(), level < 0 ? 2 : level) };
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    return { addon: undefined, why: `the addon cannot be loaded (${why}); npm run build:addon builds it anew` };
+    return { addon: undefined, why: `the addon cannot be loaded (${why}); ${build} builds it anew` };
   }
 }
 

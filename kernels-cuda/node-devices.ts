@@ -9,7 +9,7 @@ import type { OpenedSession } from '../kernels-wgsl/session/shell.js';
 import { loadAddon, toOrtFlashError } from './node-addon.js';
 import { AddonSessionHandler } from './node-handler.js';
 import { cudaOptions, nativeSessionOptions } from './node-options.js';
-import { cudaProviderPath, customOpLibraryPath } from './node-paths.js';
+import { buildCommand, cudaProviderPath, customOpLibraryPath } from './node-paths.js';
 import { type FlashMode, openOnCpu, type PreparedModel, prepareModel } from './node-prepare.js';
 import { openWasmSession, openWebGpuSession } from './node-web-runtime.js';
 import { WidenedHandler } from './node-widened.js';
@@ -163,7 +163,7 @@ async function openCuda(provider: Provider, model: Model, options: SessionOption
   const device = `cuda:${settings.device_id}`;
   const customOpLibraries = hasKernels ? [kernels] : [];
   const opened = await openAddon(prepared, model, options, { cuda: settings, customOpLibraries });
-  const missing = 'our CUDA kernels are not built (npm run build:cuda builds them)';
+  const missing = `our CUDA kernels are not built (${buildCommand('build:cuda')} builds them)`;
   return { ...opened, device, notes: hasKernels ? opened.notes : [...opened.notes, missing] };
 }
 

@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** This package's folder: the nearest one above this file with a package.json, from source and from dist alike. */
@@ -8,6 +8,12 @@ export function packageFolder(): string {
   let folder = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
   return folder;
+}
+
+/** The command that builds native code: in a clone, and from an app that has this package installed. */
+export function buildCommand(script: 'build:addon' | 'build:cuda'): string {
+  const isInstalled = basename(dirname(packageFolder())) === 'node_modules';
+  return `${isInstalled ? 'npm explore ort-flash -- ' : ''}npm run ${script}`;
 }
 
 /** Where `npm run build:addon` puts the addon; ORT_FLASH_NODE_ADDON names another. */

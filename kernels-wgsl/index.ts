@@ -1,4 +1,5 @@
 /** FlashAttention for WebGPU: the kernels alone, for anyone with a GPUDevice. */
+export { type ErrorCode, type ErrorPlace, OrtFlashError } from '../graph-rewrite/errors.js';
 export { type AdapterFacts, adapterFacts, DEFAULT_ADAPTER, type SubgroupMatrixShape } from './adapter.js';
 export type { TuningTable } from './autotune.js';
 export {

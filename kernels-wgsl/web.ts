@@ -6,7 +6,7 @@ import * as ort from '#onnxruntime-web';
 import { InferenceSession } from './web-session.js';
 
 export * from '#onnxruntime-web';
-export { type ErrorCode, OrtFlashError } from '../graph-rewrite/errors.js';
+export { type ErrorCode, type ErrorPlace, OrtFlashError } from '../graph-rewrite/errors.js';
 export type { SiteReport } from '../graph-rewrite/report.js';
 export type { FormChoice } from './session/auto-session.js';
 export type { AttentionCost, AttentionCosts, FormCosts, FormMilliseconds, SessionForm } from './session/forms.js';

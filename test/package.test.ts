@@ -1,0 +1,124 @@
+/** The package as npm would publish it: what is in it, and that somebody who installs it can use all of it. */
+import { execFileSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+
+interface Description {
+  readonly exports: Readonly<Record<string, string | { readonly types: string; readonly default: string }>>;
+  readonly imports: Readonly<Record<string, { readonly types: string }>>;
+  readonly bin: Readonly<Record<string, string>>;
+  readonly scripts: Readonly<Record<string, string>>;
+  readonly dependencies: Readonly<Record<string, string>>;
+  readonly optionalDependencies: Readonly<Record<string, string>>;
+}
+
+const description = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Description;
+
+/** Paths of all files of the package. */
+const files = ((): ReadonlySet<string> => {
+  const text = execFileSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
+    cwd: root,
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'ignore'],
+    maxBuffer: 1 << 26,
+  });
+  const [packed] = JSON.parse(text) as [{ files: { path: string }[] }];
+  return new Set(packed.files.map(({ path }) => path));
+})();
+
+/** A project with nothing in it but this package and what it depends on. */
+const app = mkdtempSync(join(tmpdir(), 'ort-flash-app-'));
+const installed = join(app, 'node_modules', 'ort-flash');
+
+test.before(() => {
+  for (const file of files) {
+    mkdirSync(dirname(join(installed, file)), { recursive: true });
+    cpSync(join(root, file), join(installed, file));
+  }
+  const needed = Object.keys({ ...description.dependencies, ...description.optionalDependencies });
+  for (const name of [...needed, '@types/node', 'undici-types']) link(name);
+  writeFileSync(join(app, 'package.json'), '{"type": "module"}');
+});
+test.after.always(() => rmSync(app, { recursive: true, force: true }));
+
+function link(name: string): void {
+  const target = join(app, 'node_modules', name);
+  mkdirSync(dirname(target), { recursive: true });
+  if (existsSync(join(root, 'node_modules', name))) symlinkSync(join(root, 'node_modules', name), target);
+}
+
+const entries = Object.keys(description.exports).map((entry) => entry.replace('.', 'ort-flash'));
+
+test('it holds what its description and README name, and no tests', (t) => {
+  const named = [
+    ...Object.values(description.exports).flatMap((one) => (typeof one === 'string' ? one : Object.values(one))),
+    ...Object.values(description.imports).map(({ types }) => types),
+    ...Object.values(description.bin),
+  ].map((path) => path.replace(/^\.\//, ''));
+  const linked = [...readFileSync(join(root, 'README.md'), 'utf8').matchAll(/\]\(([^):]+)\)/g)].map(
+    ([, path]) => path!,
+  );
+  t.true(linked.length > 4);
+  const built = ['build:addon', 'build:cuda'].map((name) => description.scripts[name]!.replace('node ', ''));
+  for (const path of [...named, ...linked, ...built]) if (!path.endsWith('/')) t.true(files.has(path), path);
+  const unwanted = /\.test\.|\.map$|^dist\/test\/|^kernels-cuda\/build\/|(?<!\.d)\.ts$|\.log$|\.node$/;
+  t.deepEqual(
+    [...files].filter((file) => unwanted.test(file)),
+    [],
+  );
+});
+
+test('what is not built is said with a command that builds it from here', (t) => {
+  const model = join(installed, 'models', 'bert-ts11', 'model.onnx');
+  const script = `import { InferenceSession } from 'ort-flash/node';
+    process.on('warning', ({ message }) => console.log(message));
+    await InferenceSession.create(${JSON.stringify(model)});`;
+  const env = { ...process.env, ORT_FLASH_NODE_ADDON: '' };
+  const printed = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
+    cwd: app,
+    env,
+    stdio: 'pipe',
+  });
+  t.regex(String(printed), /not built \(npm explore ort-flash -- npm run build:addon builds it\)/);
+});
+
+test('every entry can be imported in Node', (t) => {
+  for (const entry of entries) {
+    const script = `console.log(Object.keys(await import(${JSON.stringify(entry)})).join())`;
+    const names = execFileSync(process.execPath, ['--input-type=module', '-e', script], { cwd: app, encoding: 'utf8' });
+    t.true(names.includes('OrtFlashError'), entry);
+  }
+});
+
+test('its types stand without skipLibCheck, whichever way modules are resolved', (t) => {
+  const typed = entries.filter((entry) => !entry.endsWith('.js'));
+  const lines = typed.map((entry, i) => `import * as entry${i} from '${entry}';\nexport { entry${i} };\n`);
+  writeFileSync(join(app, 'use.ts'), lines.join(''));
+  for (const [module, moduleResolution] of [
+    ['nodenext', 'nodenext'],
+    ['esnext', 'bundler'],
+  ]) {
+    const compilerOptions = {
+      ...{ target: 'es2022', lib: ['es2023', 'dom'], module, moduleResolution, types: ['node'] },
+      ...{ strict: true, skipLibCheck: false, noEmit: true },
+    };
+    writeFileSync(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['use.ts'] }));
+    t.notThrows(() => execFileSync(join(root, 'node_modules', '.bin', 'tsc'), ['-p', app], { encoding: 'utf8' }));
+  }
+});
+
+test('its command rewrites and inspects a model', (t) => {
+  const ortFlash = (...args: string[]) =>
+    execFileSync(process.execPath, [join(installed, description.bin['ort-flash']!), ...args], {
+      cwd: app,
+      encoding: 'utf8',
+    });
+  const model = join(installed, 'models', 'bert-ts11', 'model.onnx');
+  t.regex(ortFlash('rewrite', model, '-o', 'fast.onnx', '--verify'), /2 of 2 attentions fused(.|\n)*same outputs/);
+  t.regex(ortFlash('inspect', 'fast.onnx'), /2 attentions are FlashAttention already/);
+});
