@@ -160,7 +160,7 @@ const FAMILIES: readonly Family[] = [
 ];
 
 /** Refusals that a drawn problem may meet by chance; any other is a failure. */
-const CHANCE = [/negative scale/, /shorter than the keys/];
+const CHANCE = [/negative scale/, /shorter than the keys/, /queries and new keys may not be as many/];
 
 for (const { name, lower, operator, options, isFilled } of FAMILIES) {
   test.serial(`lowered to ${name}, ONNX Runtime computes what the reference does`, async (t) => {
