@@ -395,6 +395,52 @@ const FORMS: readonly Form[] = [
       finish(g, g.op('MatMul', [q, weight(1)]), weight(2));
     },
   },
+  {
+    name: 'MXNet: queries, keys and values interleaved in each head, sequence first',
+    self: true,
+    sizes: { P: 3 },
+    build(g) {
+      const x = g.op('Reshape', [g.input('X', g.type, dims('q b hPd')).name, g.ints([0, 0, 2, 3, 4])]);
+      const size = (label: string) => g.unsqueeze(g.size([label]), [0]);
+      const part = (i: number) => {
+        const one = transposed(g, g.op('Gather', [x, g.tensor('int64', [], [i])], { axis: 3 }), 1, 2, 0, 3);
+        return g.op('Reshape', [one, g.op('Concat', [g.ints([-1]), size('q'), g.ints([4])], { axis: 0 })]);
+      };
+      const p = last(g, g.op('MatMul', [g.op('Div', [part(0), g.float(2)]), transposed(g, part(1), 0, 2, 1)]));
+      const heads = g.op('Concat', [g.ints([-1, 2]), size('q'), g.ints([4])], { axis: 0 });
+      const y = transposed(g, g.op('Reshape', [g.op('MatMul', [p, part(2)]), heads]), 2, 0, 1, 3);
+      g.output(g.op('Reshape', [y, g.ints([0, 0, 8])]));
+    },
+  },
+  {
+    name: 'ONNX Runtime’s optimiser: projections in DynamicQuantizeMatMul',
+    self: true,
+    build(g) {
+      const x = g.input('X', g.type, dims('b q hd')).name;
+      const codes = Array.from({ length: 64 }, (_, i) => ((i * 37) % 19) + 118);
+      const projected = (scale: number) => {
+        const weights = [
+          g.tensor('uint8', [8, 8], codes),
+          g.tensor(g.type, [1], [scale]),
+          g.tensor('uint8', [1], [128]),
+        ];
+        const name = g.op('DynamicQuantizeMatMul', [x, ...weights], {}, 1, 'com.microsoft');
+        return { name, dims: dims('b q hd') };
+      };
+      const q = g.rearrange(projected(0.02), dims('b h q d')).name;
+      const k = g.rearrange(projected(0.03), dims('b h d q')).name;
+      const v = g.rearrange(projected(0.05), dims('b h q d')).name;
+      write(g, g.op('MatMul', [last(g, g.op('MatMul', [q, k])), v]), 'b h q d', 'b q hd');
+    },
+  },
+  {
+    name: 'ONNX Runtime’s optimiser: the scale and the transposition of two matrices in Gemm',
+    build(g) {
+      const [q, k] = [g.input('Q', g.type, dims('q d')).name, g.input('K', g.type, dims('k d')).name];
+      const p = last(g, g.op('Gemm', [q, k], { transB: 1, alpha: { float: 0.5 } }));
+      g.output(g.op('MatMul', [p, g.input('V', g.type, dims('k e')).name]));
+    },
+  },
 ];
 
 testForms(FORMS);

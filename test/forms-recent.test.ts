@@ -295,6 +295,101 @@ const FORMS: readonly Form[] = [
       write(g, g.op('MatMul', [p, values]), 'b h q e', 'b q he');
     },
   },
+  {
+    name: 'DANet: attention among channels by the largest score less each',
+    build(g) {
+      const x = g.input('X', g.type, dims('b d k')).name;
+      const scores = g.op('MatMul', [x, transposed(g, x, 0, 2, 1)]);
+      const top = g.op('Expand', [g.op('ReduceMax', [scores], { axes: [-1], keepdims: 1 }), g.op('Shape', [scores])]);
+      g.output(g.op('MatMul', [last(g, g.op('Sub', [top, scores])), g.input('V', g.type, dims('b d k')).name]));
+    },
+  },
+  {
+    name: 'DANet and non-local blocks: channels first, one head, no scale',
+    build(g) {
+      const q = transposed(g, g.input('Q', g.type, dims('b d q')).name, 0, 2, 1);
+      const p = last(g, g.op('MatMul', [q, g.input('K', g.type, dims('b d k')).name]));
+      g.output(g.op('MatMul', [g.input('V', g.type, dims('b e k')).name, transposed(g, p, 0, 2, 1)]));
+    },
+  },
+  {
+    name: 'Gemma in Flax: heads after queries, grouped as one dimension where they are masked',
+    self: true,
+    sizes: { g: 3 },
+    becomes: 'causal heads=6/2',
+    build(g) {
+      const q = g.op('Reshape', [
+        g.input('Q', g.type, [['b'], ['q'], ['h', 'g'], ['d']]).name,
+        g.ints([0, -1, 2, 3, 4]),
+      ]);
+      const [k, v] = [g.input('K', g.type, dims('b k h d')).name, g.input('V', g.type, dims('b k h e')).name];
+      const logits = g.op('Einsum', [q, k], { equation: 'btkgh,bskh->btkgs' });
+      const shape = g.op('Shape', [logits]);
+      const part = (start: number, end: number) => g.op('Slice', [shape, g.ints([start]), g.ints([end])]);
+      const flat = g.op('Reshape', [logits, g.op('Concat', [part(0, 2), g.ints([6]), part(4, 5)], { axis: 0 })]);
+      const masked = g.op('Where', [transposed(g, causal(g), 0, 2, 1, 3), flat, g.float(-2.3819763e38)]);
+      const p = g.op('Reshape', [last(g, masked), shape]);
+      g.output(g.op('Einsum', [p, v], { equation: 'btkgs,bskh->btkgh' }));
+    },
+  },
+  {
+    name: 'groups of queries as a dimension that the product broadcasts keys along',
+    self: true,
+    sizes: { g: 3 },
+    becomes: 'causal heads=6/2',
+    build(g) {
+      const q = read(g, 'Q', 'b q hgd', 'b h g q d').name;
+      const k = g.unsqueeze(read(g, 'K', 'b k hd', 'b h d k').name, [2]);
+      const v = g.unsqueeze(read(g, 'V', 'b k he', 'b h k e').name, [2]);
+      const scores = g.op('Add', [g.op('MatMul', [q, k]), g.unsqueeze(fill(g, causal(g)), [2])]);
+      write(g, g.op('MatMul', [last(g, scores), v]), 'b h g q e', 'b q hge');
+    },
+  },
+  {
+    name: 'groups of queries one after another along their positions, causality tiled for them',
+    self: true,
+    sizes: { g: 3 },
+    becomes: 'causal heads=6/2',
+    build(g) {
+      const q = read(g, 'Q', 'b q hgd', 'b h gq d').name;
+      const [k, v] = [read(g, 'K', 'b k hd', 'b h d k').name, read(g, 'V', 'b k he', 'b h k e').name];
+      const mask = g.op('Tile', [fill(g, causal(g)), g.ints([1, 1, 3, 1])]);
+      const p = last(g, g.op('Add', [g.op('MatMul', [q, k]), mask]));
+      write(g, g.op('MatMul', [p, v]), 'b h gq e', 'b q hge');
+    },
+  },
+  {
+    name: 'keys of two sources, causality tiled for both',
+    sizes: { s: 2 },
+    becomes: 'additive(q,k)',
+    build(g) {
+      const q = read(g, 'Q', 'b q hd', 'b h q d').name;
+      const [k, v] = [read(g, 'K', 'b s q hd', 'b h d sq').name, read(g, 'V', 'b s q he', 'b h sq e').name];
+      const seen = g.op('LessOrEqual', [g.unsqueeze(count(g, 'q'), [0, 1, 2]), g.unsqueeze(count(g, 'q'), [0, 1, 3])]);
+      const mask = g.op('Tile', [fill(g, seen), g.ints([1, 1, 1, 2])]);
+      finish(g, g.op('Add', [g.op('MatMul', [q, k]), mask]), v);
+    },
+  },
+  {
+    name: 'a softmax over queries and keys at once',
+    refused: 'not over one dimension',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('MatMul', [q, k]);
+      const p = g.op('Reshape', [last(g, g.op('Reshape', [scores, g.ints([0, 0, -1])])), g.op('Shape', [scores])]);
+      write(g, g.op('MatMul', [p, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'probabilities summed over the queries, which are as many as the keys',
+    refused: 'not summed over the keys',
+    self: true,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const p = transposed(g, last(g, g.op('MatMul', [q, k])), 0, 1, 3, 2);
+      write(g, g.op('MatMul', [p, v]), 'b h q e', 'b q he');
+    },
+  },
 ];
 
 testForms(FORMS);

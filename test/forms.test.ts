@@ -20,6 +20,7 @@ const FORMS: readonly Form[] = [
   {
     name: 'old GPT-2: scores times a triangle of ones, less 10⁴ outside it',
     self: true,
+    ownNames: false,
     build(g) {
       const [q, k, v] = plain(g);
       const n = 8;

@@ -58,6 +58,19 @@ const LOOKALIKES: readonly Lookalike[] = [
     name: 'the maximum over the keys taken off, repeated for all of them first',
     scores: (g, s) => g.op('Sub', [s, g.op('Expand', [maximum(g, s, 3), g.op('Shape', [s])])]),
   },
+  { name: 'scores that are negated', scores: (g, s) => g.op('Neg', [s]) },
+  {
+    name: 'what scores are subtracted from is not the same for all keys',
+    scores: (g, s) => g.op('Sub', [g.input('bias', g.type, dims('h q k')).name, s]),
+  },
+  {
+    name: 'masked scores that are subtracted from something',
+    scores(g, s) {
+      const keep = g.input('keep', 'bool', dims('b 1 1 k')).name;
+      return g.op('Sub', [g.float(1), g.op('Where', [keep, s, g.float(1e9)])]);
+    },
+    refused: 'scaled by a negative number',
+  },
   {
     name: 'a mask decided from the scores',
     scores(g, s) {

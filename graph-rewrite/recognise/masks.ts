@@ -59,7 +59,7 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
     const own = flat.filter((leaf) => axisOf(leaf) === at);
     const whole = axes[axis];
     const inner = whole.slice(whole.length - own.length);
-    const size = product(own.map((l) => l.size));
+    const size = ownSize(own, leaves, ordered) ?? product(own.map((l) => l.size));
     if (own.length > 0 && own.length < whole.length) {
       if (axis === 'B' && size.value !== undefined && own.every((leaf, i) => leaf === inner[i])) period = size.value;
       else
@@ -72,6 +72,17 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   const aligned =
     shape.length <= 4 && leaves.every((own, i) => own.every((leaf) => axisOf(leaf) === i + 4 - shape.length));
   return { term, ...moved, reshape: aligned ? undefined : sizes, shape: aligned ? ordered : sizes, period };
+}
+
+/** The size of these leaves as the mask has it, where they are whole dimensions of it: by other names, maybe. */
+function ownSize(
+  wanted: readonly Atom[],
+  dimensions: readonly (readonly Atom[])[],
+  sizes: readonly Expression[],
+): Expression | undefined {
+  const touched = dimensions.filter((leaves) => leaves.some((leaf) => wanted.includes(leaf)));
+  const isWhole = touched.length > 0 && touched.every((leaves) => leaves.every((leaf) => wanted.includes(leaf)));
+  return isWhole ? product(sizes.filter((_, i) => touched.includes(dimensions[i]!))) : undefined;
 }
 
 /** TensorProto data type of what a mask is. */

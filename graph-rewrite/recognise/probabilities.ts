@@ -1,6 +1,6 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
-import { type Dimension, leavesOf, sizeOf } from './atoms.js';
+import { type Dimension, leavesOf } from './atoms.js';
 import type { SinkTerm } from './combine.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { traceGuards } from './guards.js';
@@ -67,7 +67,7 @@ export function traceProbabilities(
       return { product, side, view, nodes, casts, guarded, zeroed };
     }
     const output = node.outputs[0]!;
-    if (sink && dropsSink(node, sink, view, inference)) {
+    if (sink && dropsSink(node, sink, inference)) {
       sink = undefined;
     } else if (node.is('Reshape', 'Transpose', 'Unsqueeze', 'Squeeze')) {
       const next = stepView(view, node, output, inference);
@@ -113,11 +113,11 @@ function zeroedMask(
 }
 
 /** Slice or Split that leaves out the sink's column and nothing else. */
-function dropsSink(node: Node, sink: SinkTerm, view: View, inference: Inference): boolean {
-  const keys = sizeOf(view.dimensions[sink.axis]!);
-  const sizes = view.dimensions.map((d, axis) => (axis === sink.axis ? keys.plus(1) : sizeOf(d)));
-  const selection = readSelection(node, node.outputs[0]!, sizes, inference);
-  return selection?.axis === sink.axis && selection.start === (sink.first ? 1 : 0) && selection.length.equals(keys);
+function dropsSink(node: Node, sink: SinkTerm, inference: Inference): boolean {
+  const sizes = node.inputs[0] && inference.of(node.inputs[0]).shape;
+  const selection = sizes && readSelection(node, node.outputs[0]!, sizes, inference);
+  if (selection?.axis !== sink.axis || selection.start !== (sink.first ? 1 : 0)) return false;
+  return selection.length.plus(1).equals(sizes![sink.axis]!);
 }
 
 /** The one node that reads the probabilities. */

@@ -110,6 +110,7 @@ export function traceScores(path: readonly Node[], inference: Inference): ScoreT
   let current = product.output;
   for (const node of rest) {
     const output = node.outputs[0]!;
+    if (isNegated(node, current)) steps.push({ kind: 'scale', factor: -1 });
     const step = readStep(node, current, view, inference);
     if (step === 'view') {
       const next = stepView(view, node, output, inference);
@@ -164,11 +165,12 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
   const notScalar = (v: Value) => inference.scalarOf(v) === undefined;
   switch (node.opType) {
     case 'Add':
+    case 'Sub':
     case 'Mul':
     case 'Max':
       return all.filter(notScalar).length > 0 ? all.filter(notScalar) : all;
-    case 'Sub':
     case 'Div':
+    case 'Neg':
     case 'Tanh':
     case 'Cast':
     case 'Identity':
@@ -199,7 +201,10 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       return addition(other, false, dimensions, inference);
     case 'Sub':
       if (!other) return refuse('the scores are subtracted from themselves', node);
-      return lessMaximum(other, scores, dimensions, inference) ?? addition(other, true, dimensions, inference);
+      return (
+        lessMaximum(other, scores, dimensions, inference) ??
+        addition(other, !isNegated(node, scores), dimensions, inference)
+      );
     case 'Mul':
     case 'Div': {
       if (!other) return refuse('the scores are multiplied by themselves', node);
@@ -223,10 +228,16 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       return other ? sink(node, scores, other, dimensions, inference) : refuse('the scores are repeated', node);
     case 'Identity':
     case 'Dropout':
+    case 'Neg':
       return undefined;
     default:
       return 'view';
   }
+}
+
+/** −x, and what x is subtracted from: the scores' signs are turned before anything else happens to them. */
+function isNegated(node: Node, scores: Value): boolean {
+  return node.is('Neg') || (node.is('Sub') && node.inputs[1] === scores);
 }
 
 /** Larger numbers added to all scores are not left out: they would cost the scores digits. */

@@ -38,9 +38,7 @@ export function movedIndices(node: Node, output: Value, indices: Indices, infere
     case 'Expand':
       return broadcastIndices(source, indices);
     case 'Tile':
-      return source.every((size, axis) => size.equals(1) || size.equals(shape[axis]!))
-        ? broadcastIndices(source, indices)
-        : undefined;
+      return tiled(source, shape, indices);
     case 'Transpose': {
       const order = node.ints('perm') ?? [...source.keys()].reverse();
       return source.map((_, axis) => indices[order.indexOf(axis)]!);
@@ -58,6 +56,15 @@ export function movedIndices(node: Node, output: Value, indices: Indices, infere
     default:
       return undefined;
   }
+}
+
+/** The whole of an axis again and again. */
+function tiled(source: readonly Expression[], shape: readonly Expression[], indices: Indices): Indices | undefined {
+  const isTiled = (axis: number) => !source[axis]!.equals(1) && !source[axis]!.equals(shape[axis]!);
+  const once = source.map((size, axis) => (isTiled(axis) ? shape[axis]! : size));
+  const whole = broadcastIndices(once, indices);
+  const found = source.map((size, axis) => (isTiled(axis) ? whole?.[axis]?.divide(size)?.remainder : whole?.[axis]));
+  return found.every((index) => index !== undefined) ? found : undefined;
 }
 
 function unsqueezed(node: Node, indices: Indices, inference: Inference): Indices | undefined {
