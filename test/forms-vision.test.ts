@@ -287,6 +287,26 @@ const FORMS: readonly Form[] = [
       g.output(g.op('MatMul', [g.op('Transpose', [k], { perm: [0, 2, 1] }), v]));
     },
   },
+  {
+    name: 'Q-Former: learned tokens attend to each other in the first layer',
+    sizes: { u: 5 },
+    build(g) {
+      const x = g.input('X', g.type, dims('b k hd'));
+      const numbers = (count: number, seed: number) =>
+        Array.from({ length: count }, (_, i) => Math.sin(seed + i * 1.7));
+      const learned = { name: g.tensor(g.type, [1, 5, 8], numbers(40, 1)), dims: dims('1 u hd') };
+      const tokens = g.widen(learned, 0, ['b']).name;
+      const normal = g.op('LayerNormalization', [tokens, g.tensor(g.type, [8], numbers(8, 2))], { axis: -1 });
+      const project = (seed: number, wanted: string) => {
+        const name = g.op('MatMul', [normal, g.tensor(g.type, [8, 8], numbers(64, seed))]);
+        return g.rearrange({ name, dims: dims('b u hd') }, dims(wanted)).name;
+      };
+      const scores = g.op('MatMul', [project(3, 'b h u d'), project(4, 'b h d u')]);
+      const y = g.op('MatMul', [last(g, scores), project(5, 'b h u d')]);
+      const merged = g.rearrange({ name: y, dims: dims('b h u d') }, dims('b u hd')).name;
+      g.output(g.op('Add', [merged, g.op('ReduceMean', [x.name], { axes: [1], keepdims: 1 })]));
+    },
+  },
 ];
 
 testForms(FORMS);

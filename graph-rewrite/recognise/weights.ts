@@ -6,13 +6,20 @@ import type { Contraction } from './contraction.js';
 /** Values that are looked at before one is taken to depend on an input. */
 const MOST_VALUES = 2000;
 
-/** A weight of the model, looked at through views, or computed from weights alone: dequantised, widened, normalised. */
+/** In any domain: MatMulNBits, FusedMatMul, QLinearConv. */
+const PRODUCT = /MatMul|Gemm|Einsum|Conv/;
+
+/**
+ * A weight of the model, looked at through views, or computed from weights alone: dequantised, widened, normalised. What a
+ * layer's product makes of learned tokens is a sequence, as in the first layer of a Q-Former.
+ */
 export function isWeight(value: Value, inference: Inference): boolean {
   const seen = new Set<Value>([value]);
   for (const current of seen) {
     if (current.initializer || inference.of(current).constant) continue;
     const node = current.producer;
     if (!node || node.subgraphs.length > 0 || seen.size > MOST_VALUES) return false;
+    if (PRODUCT.test(node.opType)) return false;
     // How often something is repeated makes it no sequence.
     const data = node.is('Reshape', 'Expand', 'Tile') ? node.inputs.slice(0, 1) : node.inputs;
     const sources = data.filter((v) => v !== undefined);
