@@ -1,56 +1,17 @@
 /** The package as npm would publish it: what is in it, and that somebody who installs it can use all of it. */
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
+import { description, installPackage, packedFiles } from './installed-package.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-
-interface Description {
-  readonly exports: Readonly<Record<string, string | { readonly types: string; readonly default: string }>>;
-  readonly imports: Readonly<Record<string, { readonly types: string }>>;
-  readonly bin: Readonly<Record<string, string>>;
-  readonly scripts: Readonly<Record<string, string>>;
-  readonly dependencies: Readonly<Record<string, string>>;
-  readonly optionalDependencies: Readonly<Record<string, string>>;
-}
-
-const description = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Description;
-
-/** Paths of all files of the package. */
-const files = ((): ReadonlySet<string> => {
-  const text = execFileSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
-    cwd: root,
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'ignore'],
-    maxBuffer: 1 << 26,
-  });
-  const [packed] = JSON.parse(text) as [{ files: { path: string }[] }];
-  return new Set(packed.files.map(({ path }) => path));
-})();
-
-/** A project with nothing in it but this package and what it depends on. */
+const files = packedFiles();
 const app = mkdtempSync(join(tmpdir(), 'ort-flash-app-'));
-const installed = join(app, 'node_modules', 'ort-flash');
-
-test.before(() => {
-  for (const file of files) {
-    mkdirSync(dirname(join(installed, file)), { recursive: true });
-    cpSync(join(root, file), join(installed, file));
-  }
-  const needed = Object.keys({ ...description.dependencies, ...description.optionalDependencies });
-  for (const name of [...needed, '@types/node', 'undici-types']) link(name);
-  writeFileSync(join(app, 'package.json'), '{"type": "module"}');
-});
+const installed = installPackage(app, files, ['@types/node', 'undici-types']);
 test.after.always(() => rmSync(app, { recursive: true, force: true }));
-
-function link(name: string): void {
-  const target = join(app, 'node_modules', name);
-  mkdirSync(dirname(target), { recursive: true });
-  if (existsSync(join(root, 'node_modules', name))) symlinkSync(join(root, 'node_modules', name), target);
-}
 
 const entries = Object.keys(description.exports).map((entry) => entry.replace('.', 'ort-flash'));
 

@@ -1,14 +1,17 @@
 /** The example app in test/web-app, as a page without a bundler and built with Vite. */
 import { execFileSync } from 'node:child_process';
+import { cpSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import anyTest, { type ExecutionContext } from 'ava';
 import type { Page } from 'playwright-core';
-import { build as buildWithVite } from 'vite';
+import { build as buildWithVite, createServer } from 'vite';
 import { bundledModel, readTestData } from '../models/corpus.js';
+import { installPackage, packedFiles } from './installed-package.js';
 import { relativeDifference } from './runtime.js';
 import {
   type Folders,
   hasChromium,
+  openAddress,
   openPage,
   ortFolder,
   root,
@@ -95,5 +98,32 @@ test('the example built with Vite', async (t) => {
     const { how, maps } = await openApp(t, { ...models, '/': folder }, WITH_WEBGPU);
     t.regex(how, FLASH);
     t.is(maps, 1, 'only the output is read back');
+  });
+});
+
+test('the example on Vite’s development server, with the package as it is installed', async (t) => {
+  t.timeout(900_000);
+  await withFolder(async (folder) => {
+    installPackage(folder, packedFiles(), ['vite']);
+    for (const file of ['app.js', 'index.html', 'vite.config.js']) cpSync(join(app, file), join(folder, file));
+    cpSync(join(root, 'models', MODEL), join(folder, 'public', 'models', MODEL), { recursive: true });
+    const cacheDir = join(folder, '.vite');
+    // What the package depends on is linked here, and not copied as npm would.
+    const server = { port: 0, fs: { allow: [folder, realpathSync(join(root, 'node_modules'))] } };
+    const vite = await createServer({ root: folder, cacheDir, logLevel: 'error', server });
+    try {
+      await vite.listen();
+      const { page, close } = await openAddress(vite.resolvedUrls!.local[0]!, WITH_WEBGPU);
+      try {
+        page.setDefaultTimeout(120_000);
+        await page.waitForFunction(() => document.getElementById('how')!.textContent !== 'loading the model');
+        t.regex((await page.locator('#how').textContent())!, FLASH);
+        await useApp(t, page);
+      } finally {
+        await close();
+      }
+    } finally {
+      await vite.close();
+    }
   });
 });

@@ -70,28 +70,34 @@ export interface OpenedPage {
   close(): Promise<void>;
 }
 
-/** Opens a page of the served folders, with the calls of `mapAsync`, WebGPU's readbacks, counted in `maps`. */
+/** Opens a page of the served folders, as {@link openAddress} does. */
 export async function openPage(folders: Folders, flags: readonly string[], path = '/'): Promise<OpenedPage> {
   const { server, address } = await serve(folders);
-  try {
-    const browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...flags] });
-    const close = async () => {
-      await browser.close();
-      server.closeAllConnections();
-      server.close();
-    };
-    try {
-      const page = await browser.newPage();
-      page.setDefaultTimeout(900_000);
-      await page.addInitScript(countMaps);
-      await page.goto(address + path);
-      return { page, close };
-    } catch (error) {
-      await close();
-      throw error;
-    }
-  } catch (error) {
+  const stop = () => {
+    server.closeAllConnections();
     server.close();
+  };
+  try {
+    const { page, close } = await openAddress(address + path, flags);
+    return { page, close: () => close().finally(stop) };
+  } catch (error) {
+    stop();
+    throw error;
+  }
+}
+
+/** Opens a page that somebody else serves, with the calls of `mapAsync`, WebGPU's readbacks, counted in `maps`. */
+export async function openAddress(address: string, flags: readonly string[]): Promise<OpenedPage> {
+  const browser = await chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...flags] });
+  const close = () => browser.close();
+  try {
+    const page = await browser.newPage();
+    page.setDefaultTimeout(900_000);
+    await page.addInitScript(countMaps);
+    await page.goto(address);
+    return { page, close };
+  } catch (error) {
+    await close();
     throw error;
   }
 }

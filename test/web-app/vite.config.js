@@ -8,7 +8,8 @@ export default defineConfig({
   // app.js waits for the model at its top level.
   build: { target: 'es2022' },
   // Vite's development server would move these away from the .wasm file that they look for beside them.
-  optimizeDeps: { exclude: ['ort-flash', 'onnxruntime-web'] },
+  // What is CommonJS below them it has to convert all the same.
+  optimizeDeps: { exclude: ['ort-flash', 'onnxruntime-web'], include: ['ort-flash > protobufjs/minimal.js'] },
   server: { headers },
   preview: { headers },
 });

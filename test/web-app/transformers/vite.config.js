@@ -8,7 +8,10 @@ export default defineConfig({
   build: { target: 'es2022' },
   // transformers.js asks for this part of onnxruntime-web, and gets ort-flash/web.
   resolve: { alias: { 'onnxruntime-web/webgpu': 'ort-flash/web' } },
-  optimizeDeps: { exclude: ['@huggingface/transformers', 'ort-flash', 'onnxruntime-web'] },
+  optimizeDeps: {
+    exclude: ['@huggingface/transformers', 'ort-flash', 'onnxruntime-web'],
+    include: ['ort-flash > protobufjs/minimal.js'],
+  },
   server: { headers },
   preview: { headers },
 });
