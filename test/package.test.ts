@@ -1,10 +1,10 @@
 /** The package as npm would publish it: what is in it, and that somebody who installs it can use all of it. */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { description, installPackage, packedFiles } from './installed-package.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -56,10 +56,8 @@ test('every entry can be imported in Node', (t) => {
   }
 });
 
-test('its types stand without skipLibCheck, whichever way modules are resolved', (t) => {
-  const typed = entries.filter((entry) => !entry.endsWith('.js'));
-  const lines = typed.map((entry, i) => `import * as entry${i} from '${entry}';\nexport { entry${i} };\n`);
-  writeFileSync(join(app, 'use.ts'), lines.join(''));
+/** Compiles files of the app, whichever way modules are resolved. */
+function compile(t: ExecutionContext, sources: readonly string[]): void {
   for (const [module, moduleResolution] of [
     ['nodenext', 'nodenext'],
     ['esnext', 'bundler'],
@@ -68,9 +66,44 @@ test('its types stand without skipLibCheck, whichever way modules are resolved',
       ...{ target: 'es2022', lib: ['es2023', 'dom'], module, moduleResolution, types: ['node'] },
       ...{ strict: true, skipLibCheck: false, noEmit: true },
     };
-    writeFileSync(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['use.ts'] }));
-    t.notThrows(() => execFileSync(join(root, 'node_modules', '.bin', 'tsc'), ['-p', app], { encoding: 'utf8' }));
+    writeFileSync(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: sources }));
+    const { status, stdout } = spawnSync(join(root, 'node_modules', '.bin', 'tsc'), ['-p', app], { encoding: 'utf8' });
+    t.is(status, 0, `${moduleResolution}: ${stdout}`);
   }
+}
+
+test.serial('its types stand without skipLibCheck', (t) => {
+  const typed = entries.filter((entry) => !entry.endsWith('.js'));
+  const lines = typed.map((entry, i) => `import * as entry${i} from '${entry}';\nexport { entry${i} };\n`);
+  writeFileSync(join(app, 'use.ts'), lines.join(''));
+  compile(t, ['use.ts']);
+});
+
+/** What examples leave to the reader. */
+const GIVEN = `
+  declare const ids: BigInt64Array;
+  declare const feeds: Record<string, import('onnxruntime-common').Tensor>;
+  declare const next: typeof feeds;
+  declare const [emptyKey, emptyValue, input_ids]: import('onnxruntime-common').Tensor[];`;
+
+test.serial('the examples of README and docs are right as they are written', (t) => {
+  const sources: string[] = [];
+  for (const [file, entry] of [
+    ['README.md', 'ort-flash/web'],
+    ['docs/node.md', 'ort-flash/node'],
+    ['docs/web.md', 'ort-flash/web'],
+  ]) {
+    for (const [, code] of readFileSync(join(root, file!), 'utf8').matchAll(/```[jt]s\n(.*?)```/gs)) {
+      // The others are settings of bundlers, and whole programs for Node.
+      if (!/InferenceSession\.create|rewriteModel/.test(code!)) continue;
+      // An example that goes on from the one before does not import again.
+      const imports = code!.includes('import ') ? '' : `import { InferenceSession } from '${entry}';`;
+      sources.push(`example${sources.length}.ts`);
+      writeFileSync(join(app, sources.at(-1)!), `${imports}\n${GIVEN}\n${code}\nexport {};\n`);
+    }
+  }
+  t.is(sources.length, 6);
+  compile(t, sources);
 });
 
 test('its command rewrites and inspects a model', (t) => {
