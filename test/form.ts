@@ -27,6 +27,8 @@ export interface Form {
   readonly mayEmptyRows?: boolean;
   /** What the masks of each site become, and its heads where keys share them: see {@link describeSite}. */
   readonly becomes?: string;
+  /** The same where no dimension has a name in common, if less is found then. */
+  readonly becomesApart?: string;
   /** Part of the reason, where the form must be left alone. */
   readonly refused?: string;
 }
@@ -80,8 +82,9 @@ export function testForms(forms: readonly Form[]): void {
   for (const form of forms) {
     testForm(form, form.ownNames ?? false);
     if (form.ownNames !== undefined || form.refused !== undefined) continue;
-    const { becomes: _, ...other } = form;
-    testForm({ ...other, name: `${form.name}; no dimension has a name in common` }, true);
+    const becomes = form.becomesApart ?? form.becomes;
+    const name = `${form.name}; no dimension has a name in common`;
+    testForm(becomes === undefined ? { ...form, name } : { ...form, name, becomes }, true);
   }
 }
 

@@ -167,6 +167,7 @@ const FORMS: readonly Form[] = [
     name: 'Grounding DINO: one product for both directions, clamped, less its maximum',
     mayEmptyRows: true,
     becomes: 'boolean(b,k); boolean(b,k)',
+    becomesApart: 'boolean(b,h,q,k); boolean(b,h,q,k)',
     build(g) {
       const clamp = (x: string) => g.op('Clip', [x, g.float0(-5e4), g.float0(5e4)]);
       const q = read(g, 'Q', 'b q hd', 'bh q d').name;
@@ -255,6 +256,7 @@ const FORMS: readonly Form[] = [
     name: 'GPT-Neo: a band of a buffer of booleans, cut where the queries stand',
     past: true,
     becomes: 'causal left=2',
+    becomesApart: 'boolean(q,k)',
     build(g) {
       const q = read(g, 'Q', 'b q hd', 'b h q d').name;
       const join = (name: string, width: string) => {

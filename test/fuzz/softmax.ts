@@ -1,5 +1,5 @@
 /** The softmax in its spellings, and what happens to the probabilities. */
-import { dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
+import { type DataTypeName, dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
 import type { Plan } from './attention.js';
 import { type Choices, type Piece, sameDims } from './graph.js';
 import type { ScoreState } from './scores.js';
@@ -38,7 +38,54 @@ export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: 
   }
   if (style === 4) p = g.op('Cast', [p], { to: dataTypeOf(g.type) });
   if (sink !== 'none') p = dropSink(plan, p, keyAxis, sink, scores, c);
-  return follow(plan, { name: p, dims: scores.dims }, c);
+  return follow(
+    plan,
+    { name: p, dims: scores.dims },
+    { scores: sink === 'none' ? x : undefined, type: style === 4 ? 'float64' : g.type, axis },
+    c,
+  );
+}
+
+/** What guards may test: the softmax's input, and its axis. */
+interface Tested {
+  /** Undefined where they have one column more. */
+  readonly scores: string | undefined;
+  readonly type: DataTypeName;
+  readonly axis: number;
+}
+
+/** Where with some test of the probabilities or of their scores, which may leave them as they are or not. */
+function guard(plan: Plan, p: string, { scores, axis, type }: Tested, c: Choices): string {
+  const { graph: g } = plan;
+  const number = (value: number) => g.tensor(g.type, [], [value]);
+  const compared = (x: string) =>
+    g.op(c.pick('Less', 'Greater', 'Equal'), [x, number(c.pick(0, 1, 0.5, -1, Infinity))]);
+  const ofProbabilities = () =>
+    c.pick(
+      () => g.op('IsNaN', [p]),
+      () => g.op('Equal', [p, p]),
+      () => g.op('IsInf', [p]),
+      () => compared(p),
+      () => compared(g.op('Abs', [p])),
+    )();
+  const rows = (x: string, at: number) => {
+    const as = (name: 'int64' | 'bool') => ({ to: dataTypeOf(name) });
+    return g.op(
+      'Cast',
+      [reduce(plan, c.pick('ReduceMin', 'ReduceMax'), g.op('Cast', [x], as('int64')), at, 18)],
+      as('bool'),
+    );
+  };
+  const ofScores = (x: string) => {
+    const least = g.op('Equal', [x, g.tensor(type, [], [-Infinity])]);
+    const test = c.rarely(2) ? g.op('Not', [least]) : least;
+    return rows(test, c.rarely(6) ? 0 : axis);
+  };
+  const one = () => (scores === undefined || c.rarely(2) ? ofProbabilities() : ofScores(scores));
+  const test = c.rarely(3) ? g.op(c.pick('Or', 'And'), [one(), one()]) : one();
+  const condition = c.rarely(3) ? g.op('Not', [test]) : test;
+  const other = number(c.rarely(6) ? 1 : 0);
+  return g.op('Where', c.rarely(3) ? [condition, p, other] : [condition, other, p]);
 }
 
 function reduce(plan: Plan, op: string, x: string, axis: number, inputSince: number): string {
@@ -64,7 +111,7 @@ function dropSink(plan: Plan, p: string, axis: number, sink: 'first' | 'last', s
   return sink === 'first' ? slice(1, 2 ** 31) : slice(0, -1);
 }
 
-function follow(plan: Plan, p: Piece, c: Choices): Piece {
+function follow(plan: Plan, p: Piece, tested: Tested, c: Choices): Piece {
   const { graph: g } = plan;
   const same = (name: string): Piece => ({ name, dims: p.dims });
   const odd = (what: string, name: string): Piece => {
@@ -117,6 +164,13 @@ function follow(plan: Plan, p: Piece, c: Choices): Piece {
       const dropped = g.op('Dropout', [p.name, ratio, g.tensor('bool', [], [c.below(2)])]);
       plan.oddities.push('dropout');
       return same(dropped);
+    }
+    case 15:
+    case 16:
+      return odd('a guard', guard(plan, p.name, tested, c));
+    case 17: {
+      const once = guard(plan, p.name, tested, c);
+      return odd('two guards', guard(plan, once, tested, c));
     }
     case 20:
     case 21: {
