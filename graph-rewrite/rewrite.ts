@@ -16,6 +16,7 @@ import { RefusalSignal } from './recognise/refusal.js';
 import type { MovementReport, RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
 
+/** What attention becomes, and who is told of the progress. */
 export interface RewriteOptions extends LoweringOptions {
   /**
    * What attention becomes: `FlashAttention` with a function body (the default), ONNX Runtime's own fused operators, or

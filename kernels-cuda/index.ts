@@ -10,7 +10,6 @@ export type {
   BatchProgress,
   BatchSummary,
   FailedSample,
-  RunBatch,
   RunBatchOptions,
   TensorFileFormat,
 } from './node-batch-types.js';

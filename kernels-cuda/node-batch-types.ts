@@ -74,10 +74,3 @@ export interface BatchSummary extends Omit<BatchProgress, 'failed'> {
   /** Set where `signal` ended the batch before all samples were done. */
   readonly interrupted: boolean;
 }
-
-/**
- * Runs a model over many samples: `runBatch` of node-batch.ts.
- * @throws OrtFlashError `invalid-argument` or `file-access` where options, model or the samples' place are at fault. A
- *   fault in one sample ends up in the summary instead.
- */
-export type RunBatch = (options: RunBatchOptions) => Promise<BatchSummary>;

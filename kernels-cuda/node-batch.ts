@@ -16,8 +16,8 @@ import { InferenceSession } from './node-session.js';
  * That a model treats batched samples as it does single ones is checked on the first batch, which runs both ways; one
  * that does not gets its samples one by one. Several GPUs take batches from one queue; where one fails for good, the
  * others do its part.
- * @throws OrtFlashError `invalid-argument` or `file-access` where options, model or the samples' place are at fault, or
- *   results cannot be written any more, as on a full disk; `device` where all devices have failed. What was finished by
+ * @throws OrtFlashError `invalid-argument`, `file-access`, `malformed-model` or `external-data` where options, model or
+ *   the samples' place are at fault; `file-access` where results cannot be written any more, as on a full disk; `device` where all devices have failed. What was finished by
  *   then is there, and the same call goes on from it. A fault in one sample ends up in the summary instead.
  */
 export async function runBatch(options: RunBatchOptions): Promise<BatchSummary> {

@@ -52,7 +52,8 @@ const nameOf = (provider: Provider) => (typeof provider === 'string' ? provider 
 
 /**
  * Opens a session on the first of the execution providers that takes the model.
- * @throws OrtFlashError the last provider's error, with the others' in its message, where none takes it
+ * @throws OrtFlashError `file-access`, `malformed-model` or `external-data` where the model is at fault; else the last
+ *   provider's error, with the others' in its message, where none takes it
  */
 export async function openSession(model: Model, options: SessionOptions): Promise<OpenedSession<SessionExplanation>> {
   const providers = options.executionProviders?.length ? options.executionProviders : ['cpu'];

@@ -17,6 +17,7 @@ type CallerTensor = Exclude<PlanTensor, 'scratch'>;
 /** Buffers of one call, by tensor; those that the problem has must be there. */
 export type AttentionBuffers = Readonly<Partial<Record<CallerTensor, TensorBuffer>>>;
 
+/** How a FlashAttention object is made; all of it may be left out. */
 export interface FlashAttentionOptions {
   /** The adapter's description, where the device does not carry it (`device.adapterInfo`). */
   readonly adapterInfo?: GPUAdapterInfo;
@@ -67,10 +68,11 @@ const REMEMBERED_BUFFERS = 16;
 const REMEMBERED_PROBLEMS = 512;
 
 /**
- * FlashAttention on one GPUDevice.
+ * FlashAttention on one GPUDevice: the softmax is computed block by block of keys (Dao, “FlashAttention-2”, 2023,
+ * section 3.1), and the scores are never in memory.
  *
  *     const flash = FlashAttention.create(device);
- *     const prepared = await flash.prepare(resolveProblem(attributes, shapes));
+ *     const prepared = await flash.prepare(resolveProblem(attributes, inputs)); // both from `ort-flash`: types and shapes
  *     flash.encode(prepared, encoder, { Q: { buffer: q }, K: { buffer: k }, V: { buffer: v }, Y: { buffer: y } });
  *     device.queue.submit([encoder.finish()]);
  */
@@ -97,6 +99,7 @@ export class FlashAttention {
     this.#absent = { read: absent('input'), write: absent('output') };
   }
 
+  /** For a device that the caller keeps; features that it was created with decide which kernels there are. */
   static create(device: GPUDevice, options: FlashAttentionOptions = {}): FlashAttention {
     return new FlashAttention(device, options);
   }

@@ -11,6 +11,7 @@ export {
 } from './flash-attention.js';
 export {
   type AttentionPlan,
+  type CacheCapacities,
   type PlanBinding,
   type PlanDispatch,
   type PlanOptions,
@@ -21,4 +22,6 @@ export type { CombineTiles } from './plan-combine.js';
 export type { DecodeTiles } from './plan-decode-lanes.js';
 export type { MatrixTiles } from './plan-matrix.js';
 export type { RowTiles } from './plan-rows.js';
+export type { KernelName } from './shaders/linked.js';
+export type { ShaderParameters } from './specialize.js';
 export type { PrefillTiles } from './tiles.js';

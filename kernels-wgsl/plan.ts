@@ -73,6 +73,7 @@ export interface CacheCapacities {
   readonly value: number;
 }
 
+/** What a call does besides attention, and choices that the planner would make itself. */
 export interface PlanOptions {
   /** Also write log-sum-exp, (B, H, queries) in float32. */
   readonly writesLse?: boolean;

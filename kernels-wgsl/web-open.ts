@@ -26,6 +26,7 @@ import type { OpenedSession } from './session/shell.js';
  */
 export type FlashMode = 'auto' | 'on' | 'off';
 
+/** onnxruntime-web's session options, and this package's own. */
 export interface WebSessionOptions extends OrtTypes.SessionOptions {
   /** Default `auto`. */
   readonly flash?: FlashMode;

@@ -25,7 +25,9 @@
  */
 
 export const FLASH_ATTENTION_DOMAIN = 'ortflash';
+/** The operator's name, in that domain. */
 export const FLASH_ATTENTION_OP = 'FlashAttention';
+/** The version of the domain that models import. */
 export const FLASH_ATTENTION_VERSION = 1;
 
 /** Inputs in order; all but the first three may be left out. */
@@ -39,10 +41,12 @@ export const FLASH_ATTENTION_INPUTS = [
   'nonpad_kv_seqlen',
   'sink',
 ] as const;
+/** An input's name. */
 export type FlashAttentionInput = (typeof FLASH_ATTENTION_INPUTS)[number];
 
 /** Outputs in order; the last two exist where past_key and past_value are given. */
 export const FLASH_ATTENTION_OUTPUTS = ['Y', 'present_key', 'present_value'] as const;
+/** An output's name. */
 export type FlashAttentionOutput = (typeof FLASH_ATTENTION_OUTPUTS)[number];
 
 /** Element types that Q, K and V may have. */

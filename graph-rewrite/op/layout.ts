@@ -22,6 +22,7 @@ export interface PackedPart {
   readonly parts: number;
 }
 
+/** What a dimension is a product of: an axis, or one part of a projection that packs several. */
 export type LayoutFactor = Axis | PackedPart;
 
 /** One dimension of the tensor. */
@@ -32,6 +33,7 @@ export interface LayoutDimension {
   readonly slice?: { readonly start: number; readonly width: number };
 }
 
+/** How a tensor's dimensions hold batch, heads, sequence and head dimension, outermost first. */
 export type Layout = readonly LayoutDimension[];
 
 const AXES: readonly Axis[] = ['B', 'H', 'S', 'D'];

@@ -28,6 +28,7 @@ export interface LoweringFacts extends Omit<FunctionVariant, 'attributes'> {
   readonly provider: OrtProvider;
 }
 
+/** What stands in the place of one `FlashAttention` node, in operators of a runtime. */
 export interface Lowered {
   /** In topological order; the last values have the names of the replaced node's outputs. */
   readonly nodes: readonly NodeProto[];

@@ -93,6 +93,7 @@ export function sameAttribute(a: number | string | boolean, b: number | string |
   return typeof a === 'number' && typeof b === 'number' ? Math.fround(a) === Math.fround(b) : a === b;
 }
 
+/** A `FlashAttention` node to be made. */
 export interface FlashAttentionNode {
   readonly attributes: FlashAttentionAttributes;
   /** Names of the values given; absent ones stay empty. */

@@ -11,6 +11,7 @@ export interface TensorDescription {
   readonly shape: readonly number[];
 }
 
+/** Types and shapes of the operator's inputs; those left out are absent. */
 export type ProblemInputs = Partial<Record<FlashAttentionInput, TensorDescription>> &
   Record<'Q' | 'K' | 'V', TensorDescription>;
 

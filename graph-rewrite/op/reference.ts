@@ -15,6 +15,7 @@ export type ReferenceInputs = Readonly<
   Record<'Q' | 'K' | 'V', ReferenceData> & Partial<Record<FlashAttentionInput, ReferenceData>>
 >;
 
+/** What the reference computes, in double precision, row-major. */
 export interface ReferenceOutputs {
   /** Shape `problem.outputShape`. */
   readonly Y: Float64Array;

@@ -41,10 +41,12 @@ export interface FusedSite {
   readonly maskMayBeShorter: boolean;
 }
 
+/** A refusal, to be returned where a site was expected. */
 export function refuse(reason: string, value?: string): Refusal {
   return value === undefined ? { reason } : { reason, value };
 }
 
+/** Whether something that reads a site has refused it. */
 export function isRefusal(result: object): result is Refusal {
   return 'reason' in result;
 }
