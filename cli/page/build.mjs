@@ -11,7 +11,7 @@ const [folder] = process.argv.slice(2);
 rmSync(folder, { recursive: true, force: true });
 mkdirSync(folder, { recursive: true });
 await build({
-  entryPoints: ['main.ts', 'rewrite-worker.ts', 'run-worker.ts'].map((file) => join(app, file)),
+  entryPoints: ['main.ts', 'rewrite-worker.ts', 'run-worker.ts', 'style.css'].map((file) => join(app, file)),
   outdir: folder,
   bundle: true,
   minify: true,
@@ -20,4 +20,4 @@ await build({
   legalComments: 'linked',
   logLevel: 'error',
 });
-for (const file of ['index.html', 'style.css', 'icon.svg']) copyFileSync(join(app, file), join(folder, file));
+for (const file of ['index.html', 'icon.svg']) copyFileSync(join(app, file), join(folder, file));
