@@ -16,7 +16,7 @@ const publicName = {
  * @param {string} outfile the module; its parts go beside it
  * @returns {Promise<import('esbuild').BuildResult>}
  */
-export function bundleWeb(outfile) {
+function bundleWeb(outfile) {
   return build({
     entryPoints: [fileURLToPath(new URL('web.ts', import.meta.url))],
     outdir: dirname(outfile),

@@ -48,7 +48,7 @@ export function matrixMemory(problem: AttentionProblem, shape: SubgroupMatrixSha
 }
 
 /** Tiles that the adapter can run, best guess first; none where it has no matrices, or subgroups of no fixed size. */
-export function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
+function matrixCandidates(problem: AttentionProblem, facts: AdapterFacts): MatrixTiles[] {
   const size = facts.subgroupMinSize;
   const shape = matrixShape(facts);
   if (shape === undefined || size < 8 || size !== facts.subgroupMaxSize || !facts.halfFloats) return [];

@@ -37,7 +37,7 @@ function registers(tiles: RowTiles, head: HeadShape): number {
 
 const REGISTER_BUDGET = 200;
 
-export function canRunRows(tiles: RowTiles, head: HeadShape, facts: AdapterFacts): boolean {
+function canRunRows(tiles: RowTiles, head: HeadShape, facts: AdapterFacts): boolean {
   const { threads, lanes, laneDistance } = tiles;
   return (
     threads <= facts.workgroupThreads &&

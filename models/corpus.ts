@@ -175,7 +175,7 @@ export function readTestData(folder: string): TestData {
 }
 
 /** Reads one `.pb` file that holds a tensor. */
-export function readTensorFile(file: string): TestTensor {
+function readTensorFile(file: string): TestTensor {
   const tensor = decodeTensor(readFileSync(file), file);
   return {
     name: tensor.name ?? '',

@@ -15,7 +15,7 @@ export type Tensors = Record<string, AnyTensor>;
 export type Tokens = readonly (readonly number[])[];
 
 /** The sizes of a decoder, as its inputs tell them; all of the corpus have a vocabulary of 96. */
-export const VOCABULARY = 96;
+const VOCABULARY = 96;
 
 const pastNames = (session: { readonly inputNames: readonly string[] }) =>
   session.inputNames.filter((name) => name.startsWith('past.'));

@@ -20,7 +20,7 @@ import {
 import { makeTensor } from '../graph-rewrite/onnx/tensor.js';
 
 export const HEADS = 2;
-export const HEAD_DIMENSION = 4;
+const HEAD_DIMENSION = 4;
 /** The most negative float32. */
 export const LOWEST = -3.4028234663852886e38;
 

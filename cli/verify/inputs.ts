@@ -106,7 +106,7 @@ function makeValues(input: ModelInput, shape: readonly number[], sizes: SizeCase
   return fill(() => random.below(limit ?? 2));
 }
 
-export function isPositionName(name: string): boolean {
+function isPositionName(name: string): boolean {
   return /position/i.test(name);
 }
 

@@ -42,7 +42,7 @@ const STREAM_NOISE =
   /^(input|inputs|ids|id|embeds|embeddings|attention|attn|mask|masks|hidden|states|state|position|positions|token|type|segment|padding|pad|values|features|key|is|valid|nonpad|past|present|cache|kv|length|lengths|cross)$/;
 
 /** The part of an input's name that says which sequence it belongs to: '' in `input_ids`, 'decoder' in `decoder_input_ids`. */
-export function streamOf(name: string): string {
+function streamOf(name: string): string {
   const words = name.toLowerCase().split(/[^a-z]+/);
   return words.filter((word) => word !== '' && !STREAM_NOISE.test(word)).join('_');
 }

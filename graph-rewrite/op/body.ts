@@ -54,7 +54,7 @@ export interface FunctionVariant {
 export const BLOCKWISE_OPSET = 11;
 
 /** The IR version from which functions of one name are told apart by `overload`. */
-export const OVERLOAD_IR_VERSION = 10;
+const OVERLOAD_IR_VERSION = 10;
 
 /** The least IR version that a model needs to hold functions made here. */
 export function requiredIrVersion(): number {

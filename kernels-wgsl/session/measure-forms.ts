@@ -225,7 +225,7 @@ class Meter {
 }
 
 /** x + attention of parts of x, again and again: (1, tokens, heads · dimension) to the same. */
-export function smallModel(kind: AttentionKind, layers: number): ModelProto {
+function smallModel(kind: AttentionKind, layers: number): ModelProto {
   const { type, queryHeads, keyHeads, headDimension, isCausal } = kind;
   const layout = { queryLayout: 'BS(HD)', keyLayout: 'BS(HD)', valueLayout: 'BS(HD)', outputLayout: 'BS(HD)' };
   const attributes = { ...DEFAULT_ATTRIBUTES, ...layout, queryHeads, keyHeads, isCausal };

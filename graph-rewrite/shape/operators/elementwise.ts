@@ -301,7 +301,7 @@ function rangeCount(type: number | undefined, from: number, to: number, step: nu
 }
 
 /** Number of steps from a start (included) to a limit (excluded). */
-export function rangeLength(from: Expression, to: Expression, step: number): Expression {
+function rangeLength(from: Expression, to: Expression, step: number): Expression {
   const distance = step > 0 ? to.minus(from) : from.minus(to);
   const size = Math.abs(step);
   return Expression.maximum(distance.plus(size - 1).floorDividedBy(size), ZERO);
