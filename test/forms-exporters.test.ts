@@ -441,6 +441,28 @@ const FORMS: readonly Form[] = [
       g.output(g.op('MatMul', [p, g.input('V', g.type, dims('k e')).name]));
     },
   },
+  {
+    name: 'Keras: learned queries, projected where they are used, second in their einsum',
+    build(g) {
+      const numbers = (n: number) => Array.from({ length: n }, (_, i) => Math.sin(i + n));
+      const latents = g.op('MatMul', [g.tensor(g.type, [3, 8], numbers(24)), g.tensor(g.type, [8, 8], numbers(64))]);
+      const [k, v] = [g.input('K', g.type, dims('b k h d')).name, g.input('V', g.type, dims('b k h e')).name];
+      const shape = g.op('Concat', [g.unsqueeze(g.size(['b']), [0]), g.ints([1, 1, 1])], { axis: 0 });
+      const q = g.op('Expand', [g.op('Reshape', [latents, g.ints([1, 3, 2, 4])]), shape]);
+      const scores = g.op('Einsum', [k, g.op('Mul', [q, g.float(0.5)])], { equation: 'aecd,abcd->acbe' });
+      g.output(g.op('Einsum', [last(g, scores), v], { equation: 'acbe,aecd->abcd' }));
+    },
+  },
+  {
+    name: 'a router whose weights an einsum reads',
+    refused: 'linear layer',
+    build(g) {
+      const x = g.input('X', g.type, dims('b k d')).name;
+      const weight = to(g, g.tensor('float16', [4, 3], [1, 2, 3, 1, 0, 1, -1, 2, 0, 0.5, 1, 2]), 'float32');
+      const p = last(g, g.op('Einsum', [x, weight], { equation: 'bkd,dn->bkn' }), 1);
+      g.output(g.op('Einsum', [p, x], { equation: 'bkn,bkd->bnd' }));
+    },
+  },
 ];
 
 testForms(FORMS);

@@ -390,6 +390,26 @@ const FORMS: readonly Form[] = [
       write(g, g.op('MatMul', [p, v]), 'b h q e', 'b q he');
     },
   },
+  {
+    name: 'DETR: object queries that attend to each other, learned and projected, repeated for the batch',
+    build(g) {
+      const numbers = (n: number, at: number) => Array.from({ length: n }, (_, i) => Math.sin(i * at + 1));
+      g.input('image', g.type, dims('b k'));
+      const shape = g.op('Concat', [g.ints([1]), g.unsqueeze(g.size(['b']), [0]), g.ints([1])], { axis: 0 });
+      const x = g.op('Expand', [g.tensor(g.type, [3, 1, 8], numbers(24, 1)), shape]);
+      const rows = g.unsqueeze(g.op('Mul', [g.size(['b']), g.tensor('int64', [], [2])]), [0]);
+      const heads = g.op('Concat', [g.ints([3]), rows, g.ints([4])], { axis: 0 });
+      const projected = (at: number) => {
+        const product = g.op('MatMul', [x, g.tensor(g.type, [8, 8], numbers(64, at))]);
+        const y = g.op('Add', [product, g.tensor(g.type, [8], numbers(8, at))]);
+        return transposed(g, g.op('Reshape', [y, heads]), 1, 0, 2);
+      };
+      const q = g.op('Mul', [projected(2), g.float(0.5)]);
+      const p = last(g, g.op('MatMul', [q, transposed(g, projected(3), 0, 2, 1)]));
+      const y = transposed(g, g.op('MatMul', [p, projected(4)]), 1, 0, 2);
+      g.output(g.op('Reshape', [y, g.ints([3, -1, 8])]));
+    },
+  },
 ];
 
 testForms(FORMS);

@@ -31,9 +31,15 @@ export function isWeight(value: Value, inference: Inference): boolean {
 
 /**
  * A tensor times a matrix of weights: routers, and the keys of linear attention, which a softmax over the positions
- * normalises. Queries that are weights themselves (learned latents) come first in their product.
+ * normalises. Queries that are weights themselves (learned latents) come first in their product, or have heads.
  */
-export function isLinearLayer({ node, operands }: Contraction, query: Value, inference: Inference): boolean {
-  const isSecond = operands[1].value === query && isWeight(query, inference);
-  return isSecond && (node.is('Einsum') || (node.is('MatMul', 'Gemm') && operands[1].labels.length === 2));
+export function isLinearLayer(
+  { node, operands, outputLabels }: Contraction,
+  query: Value,
+  inference: Inference,
+): boolean {
+  const [first, second] = operands;
+  const hasBatch = second.labels.some((label) => first.labels.includes(label) && outputLabels.includes(label));
+  const isLayer = node.is('Einsum') ? !hasBatch : node.is('MatMul', 'Gemm') && second.labels.length === 2;
+  return isLayer && second.value === query && isWeight(query, inference);
 }
