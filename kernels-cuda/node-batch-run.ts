@@ -234,7 +234,8 @@ export class BatchRun {
   }
 
   #isFinished(index: number): boolean {
-    return this.#filesOf(index).every((file) => existsSync(join(this.#options.outputs, file)));
+    const files = this.#filesOf(index);
+    return files.length > 0 && files.every((file) => existsSync(join(this.#options.outputs, file)));
   }
 
   #fail(index: number, error: OrtFlashError): void {

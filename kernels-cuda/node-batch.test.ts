@@ -285,6 +285,16 @@ test('a process that is killed leaves whole results only, and the next one does 
   t.is(whole().length, 400);
 });
 
+test('a model without outputs has no results that could be there already', async (t) => {
+  const { folder } = t.context;
+  const x = { name: 'x', type: 'float32' as const, shape: ['n'] };
+  const options = { inputs: join(folder, 'in.jsonl'), outputs: join(folder, 'out'), model: join(folder, 'model.onnx') };
+  writeFileSync(options.inputs, '{"x": [1, 2]}\n');
+  writeFileSync(options.model, makeModel([x], [], [{ op: 'Relu', inputs: ['x'], outputs: ['y'] }]));
+  const { skipped, failed } = await runBatch(options);
+  t.deepEqual([skipped, failed.length], [0, 1]);
+});
+
 test('what is no sample among samples is left alone', async (t) => {
   const { folder } = t.context;
   writeSamples(join(folder, 'in'), [5, 5]);

@@ -4,6 +4,7 @@ import { InferenceSession as OrtSession, type InferenceSession as OrtTypes } fro
 import { OrtFlashError } from '../graph-rewrite/errors.js';
 import { readModelFile } from '../graph-rewrite/files.js';
 import { decodeModel } from '../graph-rewrite/onnx/codec.js';
+import { validateModel } from '../graph-rewrite/onnx/validate.js';
 import { WholeSessionHandler } from '../kernels-wgsl/session/handler.js';
 import type { OpenedSession } from '../kernels-wgsl/session/shell.js';
 import { loadAddon, toOrtFlashError } from './node-addon.js';
@@ -81,8 +82,8 @@ export async function openSession(model: Model, options: SessionOptions): Promis
 function faultOf(model: Model, { externalData = [] }: SessionOptions, error: OrtFlashError): OrtFlashError | undefined {
   if (error.code !== 'runtime') return undefined;
   try {
-    if (typeof model === 'string') readModelFile(model, { checkExternalData: externalData.length === 0 });
-    else decodeModel(model);
+    const checkExternalData = externalData.length === 0;
+    validateModel(typeof model === 'string' ? readModelFile(model, { checkExternalData }) : decodeModel(model));
     return undefined;
   } catch (fault) {
     return fault instanceof OrtFlashError ? fault : undefined;

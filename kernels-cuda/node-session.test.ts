@@ -11,7 +11,7 @@ import { allModels, bundledModel, type ModelExample, readTestData, type TestTens
 import { createTensor, InferenceSession, Tensor } from './index.js';
 import { loadAddon } from './node-addon.js';
 import { addonPath } from './node-paths.js';
-import { externalModel, identityModel, powerModel, quantizedModel } from './test-models.js';
+import { externalModel, identityModel, makeModel, powerModel, quantizedModel } from './test-models.js';
 
 /** Tests of what only the addon does; `npm run build:addon` builds it, and the tests' set-up where it finds a compiler. */
 const withAddon = existsSync(addonPath()) ? test : test.skip;
@@ -333,6 +333,12 @@ test('a model that is none, or not whole, is refused with what is wrong with it,
     [write('page.onnx', new TextEncoder().encode('Not Found')), 'malformed-model', /this is text/],
     [write('external.onnx', externalModel()), 'external-data', /(missing|no such file) .*weights\.bin/],
   ];
+  const x = { name: 'x', type: 'float32' as const, shape: [1] };
+  const circle = [
+    { op: 'Add', inputs: ['x', 'b'], outputs: ['a'] },
+    { op: 'Relu', inputs: ['a'], outputs: ['b'] },
+  ];
+  faults.push([makeModel([x], [{ ...x, name: 'b' }], circle), 'malformed-model', /nodes form a cycle: .* → /]);
   for (const provider of ['cpu', 'wasm'])
     for (const [model, code, message] of faults) {
       // Only a file has a folder in which data files could be missing.
