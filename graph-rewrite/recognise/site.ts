@@ -150,8 +150,11 @@ function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
 /** A guard against NaN is passed, as the operator's rows without keys are zeros: no mask may bring NaN by itself. */
 function requireGuarded({ masks }: ScoreFormula, joint: Joint, inference: Inference): void {
   if (!joint.guarded) return;
-  const undefinable = masks.find((m) => m.kind === 'additive' && mayBeUndefined(m.value, inference));
+  const added = masks.filter((m) => m.kind === 'additive');
+  const undefinable = added.find((m) => mayBeUndefined(m.value, inference));
   if (undefinable) refuse('a guard against NaN follows what may add NaN to the scores', undefinable.value);
+  const infinite = added.find((m) => m.factor < 0 && mayHoldFill(m.value, inference, Number.POSITIVE_INFINITY));
+  if (infinite) refuse('a guard against NaN follows a mask that is negated, whose −∞ are ∞ then', infinite.value);
 }
 
 /** The two products of a site and the scores' dimensions that join them. */

@@ -11,7 +11,7 @@ import { Choices } from './graph.js';
 import { judge } from './run.js';
 
 const COUNT = Math.ceil(Number(process.env.ORT_FLASH_FUZZ ?? 400) / 4);
-const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? Date.now() % 2 ** 31);
+const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? 1);
 
 const list = fc.array(fc.noBias(fc.nat(2519)), { maxLength: 40, size: 'max' });
 const spec: fc.Arbitrary<Spec> = fc.record({

@@ -9,7 +9,7 @@ import { buildAttention, type Spec } from './attention.js';
 import { judge } from './run.js';
 
 const COUNT = Number(process.env.ORT_FLASH_FUZZ ?? 400);
-const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? Date.now() % 2 ** 31);
+const SEED = Number(process.env.ORT_FLASH_FUZZ_SEED ?? 1);
 /** Graphs without anything odd that have to be fused; the rest have axes in an order that the operator has no layout for. */
 const LEAST_FUSED = 0.8;
 
@@ -40,6 +40,7 @@ const FOUND: readonly Partial<Spec>[] = [
     value: [0, 0, 0, 951],
     scores: [105, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13, 0, 0, 1807],
   },
+  { scores: [0, 0, 0, 0, 0, 0, 1585, 0, 2456, 0, 0, 0, 0, 1553, 683], softmax: [0, 1571, 0, 333] },
   { shape: [0, 0, 133], scores: [1222, 0, 0, 0, 0, 0, 299, 2159, 0, 0, 1996, 0, 977, 0, 2212, 18] },
 ];
 const NOTHING: Spec = { shape: [], query: [], key: [], value: [], scores: [], softmax: [], output: [] };
