@@ -61,101 +61,119 @@ export interface ScoreFormula {
  * c · tanh(a · s) is the soft cap c of scores scaled by a·c.
  */
 export function combineSteps(steps: readonly ScoreStep[]): ScoreFormula {
-  let inner = 1;
-  let outer = 1;
-  let capped = false;
-  let masks: MaskTerm[] = [];
-  const factors: QueryFactor[] = [];
-  const shifts: Shift[] = [];
-  let shifted = false;
-  let numbered = false;
-  let shiftedMasks = false;
-  const casts: number[] = [];
-  let sink: SinkTerm | undefined;
-  for (const step of steps) {
-    if (sink && step.kind !== 'cast' && step.kind !== 'shift')
-      refuse('the scores are changed after a sink was joined to them', sink.value);
+  const combination = new Combination();
+  for (const step of steps) combination.take(step);
+  return combination.formula();
+}
+
+type Step<K extends ScoreStep['kind']> = Extract<ScoreStep, { readonly kind: K }>;
+
+/** The steps so far. */
+class Combination {
+  #inner = 1;
+  #outer = 1;
+  #capped = false;
+  #masks: MaskTerm[] = [];
+  readonly #factors: QueryFactor[] = [];
+  readonly #shifts: Shift[] = [];
+  /** Something was added to all scores of a row: a number, or less their maximum. */
+  #shifted = false;
+  #numbered = false;
+  #shiftedMasks = false;
+  readonly #casts: number[] = [];
+  #sink: SinkTerm | undefined;
+
+  formula(): ScoreFormula {
+    if (this.#capped && this.#outer <= 0) refuse('the scores are capped with a negative factor');
+    const [scale, softcap] = this.#capped ? [this.#inner * this.#outer, this.#outer] : [this.#inner, 0];
+    const [masks, factors, shifts] = [this.#masks, this.#factors, this.#shifts];
+    return { scale, softcap, masks, factors, shifts, sink: this.#sink, casts: this.#casts };
+  }
+
+  take(step: ScoreStep): void {
+    if (this.#sink && step.kind !== 'cast' && step.kind !== 'shift')
+      refuse('the scores are changed after a sink was joined to them', this.#sink.value);
     switch (step.kind) {
       case 'scale':
-        if (!Number.isFinite(step.factor) || step.factor === 0) refuse('the scores are scaled by zero or infinity');
-        if (capped) outer *= step.factor;
-        else inner *= step.factor;
-        masks = masks.map((m) => scaleMask(m, step.factor));
+        this.#scale(step.factor);
         break;
       case 'factor':
-        if (capped || masks.length > 0)
+        if (this.#capped || this.#masks.length > 0)
           refuse('the scores are multiplied by a tensor after a mask or a soft cap', step.value);
-        factors.push(step);
+        this.#factors.push(step);
         break;
       case 'tanh':
-        if (capped || masks.length > 0) refuse('tanh is applied to scores that are masked or capped already');
-        if (shifted) refuse('tanh is applied to scores that a number was added to');
-        capped = true;
+        this.#cap();
         break;
       case 'add':
-        if (shiftedMasks) refuse('a mask is added to masked scores that their maximum was taken from', step.value);
-        masks.push({
-          ...step,
-          kind: 'additive',
-          factor: step.negate ? -1 : 1,
-          keepWhere: true,
-          fill: 0,
-          scaledBy: 1,
-          shifted: numbered,
-          scoreType: casts.at(-1),
-        });
+        this.#add(step);
         break;
       case 'select':
-        // In a row that has lost all keys already every score is 0 then, and this fill takes its keys out of them.
-        if (shiftedMasks && step.fill !== Number.NEGATIVE_INFINITY)
-          refuse('a finite fill takes the place of masked scores that their maximum was taken from', step.condition);
-        if (shifted && step.fill > HIGHEST_ABSORBING_FILL)
-          refuse('a finite fill takes the place of scores that a number was added to', step.condition);
-        masks.push({
-          ...step,
-          value: step.condition,
-          kind: 'boolean',
-          factor: 1,
-          scaledBy: 1,
-          scoreType: casts.at(-1),
-        });
+        this.#select(step);
         break;
       case 'floor':
-        if (shifted) refuse('scores that a number was added to have a lower bound', step.value);
-        masks.push({
-          ...step,
-          factor: 1,
-          keepWhere: true,
-          fill: step.lowest,
-          scaledBy: 1,
-          scoreType: casts.at(-1),
-        });
+        if (this.#shifted) refuse('scores that a number was added to have a lower bound', step.value);
+        this.#mask({ ...step, keepWhere: true, fill: step.lowest });
         break;
       case 'clip':
-        if (masks.length > 0) refuse('masked scores are clipped', masks.at(-1)!.value);
+        if (this.#masks.length > 0) refuse('masked scores are clipped', this.#masks.at(-1)!.value);
         break;
       case 'shift':
-        shifted = true;
-        if (!step.by) numbered = true;
-        if (step.by) shifts.push(step.by);
-        if (step.by && masks.length > 0) shiftedMasks = true;
+        this.#shift(step);
         break;
       case 'sink':
-        if (shifted) refuse('a sink is joined to scores that a number was added to', step.value);
-        sink = step;
+        if (this.#shifted) refuse('a sink is joined to scores that a number was added to', step.value);
+        this.#sink = step;
         break;
       case 'cast':
         // A fill that takes in every score of its own type need not do so in double.
-        if (step.type === DataType.DOUBLE && masks.some((m) => m.kind === 'additive'))
-          refuse('masked scores are cast to double', masks.at(-1)!.value);
-        casts.push(step.type);
-        break;
+        if (step.type === DataType.DOUBLE && this.#masks.some((m) => m.kind === 'additive'))
+          refuse('masked scores are cast to double', this.#masks.at(-1)!.value);
+        this.#casts.push(step.type);
     }
   }
-  if (capped && outer <= 0) refuse('the scores are capped with a negative factor');
-  return capped
-    ? { scale: inner * outer, softcap: outer, masks, factors, shifts, sink, casts }
-    : { scale: inner, softcap: 0, masks, factors, shifts, sink, casts };
+
+  #mask(term: Omit<MaskTerm, 'factor' | 'scaledBy' | 'scoreType'> & { readonly factor?: number }): void {
+    this.#masks.push({ factor: 1, ...term, scaledBy: 1, scoreType: this.#casts.at(-1) });
+  }
+
+  #scale(factor: number): void {
+    if (!Number.isFinite(factor) || factor === 0) refuse('the scores are scaled by zero or infinity');
+    if (this.#capped) this.#outer *= factor;
+    else this.#inner *= factor;
+    this.#masks = this.#masks.map((m) => scaleMask(m, factor));
+  }
+
+  #cap(): void {
+    if (this.#capped || this.#masks.length > 0) refuse('tanh is applied to scores that are masked or capped already');
+    if (this.#shifted) refuse('tanh is applied to scores that a number was added to');
+    this.#capped = true;
+  }
+
+  #add(step: Step<'add'>): void {
+    if (this.#shiftedMasks) refuse('a mask is added to masked scores that their maximum was taken from', step.value);
+    const factor = step.negate ? -1 : 1;
+    this.#mask({ ...step, kind: 'additive', factor, keepWhere: true, fill: 0, shifted: this.#numbered });
+  }
+
+  #select(step: Step<'select'>): void {
+    // In a row that has lost all keys already every score is 0 then, and this fill takes its keys out of them.
+    if (this.#shiftedMasks && step.fill !== Number.NEGATIVE_INFINITY)
+      refuse('a finite fill takes the place of masked scores that their maximum was taken from', step.condition);
+    if (this.#shifted && step.fill > HIGHEST_ABSORBING_FILL)
+      refuse('a finite fill takes the place of scores that a number was added to', step.condition);
+    this.#mask({ ...step, value: step.condition, kind: 'boolean' });
+  }
+
+  #shift({ by }: Step<'shift'>): void {
+    this.#shifted = true;
+    if (!by) {
+      this.#numbered = true;
+      return;
+    }
+    this.#shifts.push(by);
+    if (this.#masks.length > 0) this.#shiftedMasks = true;
+  }
 }
 
 /** In place of scores this low a fill takes all weight from the key, whatever is added to all others. */
