@@ -16,7 +16,11 @@ export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: 
   const style = c.below(6);
   if (style === 5 || c.rarely(6)) {
     const other = c.rarely(20);
-    if (other) plan.oddities.push('maximum over another axis');
+    if (other) {
+      plan.oddities.push('maximum over another axis');
+      // Of a single key, that of another row may be taken off: one of a low fill is 0/0 then.
+      plan.mayEmptyRows = true;
+    }
     x = g.op('Sub', [x, reduce(plan, 'ReduceMax', x, other ? c.below(scores.dims.length) : axis, 18)]);
   }
   if (style === 4 && g.type !== 'float64') plan.oddities.push('softmax in double');
