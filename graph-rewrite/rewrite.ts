@@ -1,6 +1,6 @@
 import { applyOperator, applySite } from './apply.js';
 import { FunctionTable } from './functions.js';
-import { Model } from './graph/graph.js';
+import { Model, type Node } from './graph/graph.js';
 import { isCandidate } from './inline/calls.js';
 import { editWithoutCalls } from './inline/edit.js';
 import { Expansion } from './inline/expansion.js';
@@ -12,7 +12,8 @@ import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP } from './op/definition.js';
 import { describeOperator, describeSite, operatorName } from './recognise/describe.js';
 import { readOperator } from './recognise/operator.js';
 import { examine, type Place, places } from './recognise/recognise.js';
-import { RefusalSignal } from './recognise/refusal.js';
+import { RefusalSignal, refuse } from './recognise/refusal.js';
+import { whyUnread } from './recognise/softmax.js';
 import type { MovementReport, RewriteReport, SiteReport } from './report.js';
 import { Inference } from './shape/inference.js';
 
@@ -83,9 +84,10 @@ function rewriteGraphs(
 }
 
 function rewriteSite(place: Place, index: number, functions: FunctionTable, inference: Inference): SiteReport {
-  const anchor = 'softmax' in place ? place.softmax.anchor : place.operator;
+  const anchor = anchorOf(place);
   const at = { index, node: anchor.label, output: anchor.outputs[0]?.name ?? '' };
   try {
+    if ('unread' in place) return refuse(whyUnread(place.unread, inference), place.unread);
     if ('operator' in place) {
       const site = readOperator(place.operator, inference);
       const { attributes, mask, node } = applyOperator(site, functions, inference);
@@ -122,8 +124,13 @@ function sitesInFunctions({ refusals, calls }: Expansion): Omit<SiteReport, 'ind
   });
 }
 
+function anchorOf(place: Place): Node {
+  if ('softmax' in place) return place.softmax.anchor;
+  return 'unread' in place ? place.unread : place.operator;
+}
+
 function formOf(place: Place): string {
-  return 'softmax' in place ? place.softmax.nodes.map((n) => n.opType).join(' ') : operatorName(place.operator);
+  return 'softmax' in place ? place.softmax.nodes.map((n) => n.opType).join(' ') : operatorName(anchorOf(place));
 }
 
 /** What a model consists of, for comparison. */

@@ -150,14 +150,17 @@ export function toLayout(
     'output_ordered',
   );
   let start = 0;
-  const targets = layout.map(({ factors: all }): Target => {
+  const targets = layout.map(({ factors: all }, at): Target => {
     const merged = all.filter((f) => !isOne(f));
     if (merged.length === 0) return 1;
     const end = start + merged.length;
     const sizes = merged.map((axis) => (isAxis(axis) ? known[axis] : undefined));
     const target = { start, end, by: 1 };
+    const stays = merged.length === 1 && start === at;
     start = end;
-    if (merged.length === 1 || sizes.includes(undefined)) return target;
+    // A size that is known is a number: ONNX Runtime 1.29 to 1.30 do not load a model in which a Reshape to a computed
+    // shape is followed by a view of fixed sizes.
+    if (stays || sizes.includes(undefined)) return target;
     return sizes.reduce<number>((product, size) => product * size!, 1);
   });
   return reshapeTo(e, ordered, targets, 'output_merged');

@@ -101,6 +101,16 @@ test('a plain attention is what a careful exporter writes, and nothing more', (t
   t.is(operators({ ...heads, mask }), 'Transpose MatMul Add Softmax MatMul');
 });
 
+// ONNX Runtime does not load a model in which a Reshape to a computed shape is followed by a view of fixed sizes.
+test('the result is reshaped to fixed sizes where they are known', (t) => {
+  for (const outputLayout of ['S(BH)D', 'SB(HD)', '(SB)HD', '(BS)(HD)']) {
+    const { node } = functionFor({ ...plain, attributes: { ...plain.attributes, outputLayout } });
+    const last = node.at(-1)!;
+    t.is(last.op_type, 'Reshape', outputLayout);
+    t.is(node.find((n) => n.output[0] === last.input[1])?.op_type, 'Constant', outputLayout);
+  }
+});
+
 // The CUDA provider's is a finite number where all values are −∞, which no test on a CPU can show.
 test('no maximum is taken of values that may be −∞', (t) => {
   for (const opset of OPSETS) {

@@ -5,7 +5,8 @@ import { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
-import { absorbs } from './mask/magnitude.js';
+import { absorbingFill, absorbs, mayHoldFill } from './mask/magnitude.js';
+import { HIGHEST_ADDED_FILL } from './mask/terms.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import { insertedAxes, type MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
@@ -71,7 +72,7 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
   let sum: string | undefined;
   // What the sum is still to be multiplied with.
   let pending = 1;
-  for (const mask of masks) {
+  for (const [at, mask] of masks.entries()) {
     const { term } = mask;
     const behind = masks.length === 1 ? 1 : term.scaledBy;
     if (sum !== undefined) sum = scaled(sum, pending / behind);
@@ -82,10 +83,11 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
       continue;
     }
     if (term.kind === 'floor' && sum === undefined) continue;
-    if (masks.length > 1 && !absorbs(term.fill, dataTypeOf(type)))
+    const lowered = masks.length > 1 ? loweredFill(masks, at, type, place.inference) : term.fill;
+    if (lowered === undefined)
       refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
     const kept = sum ?? list.scalar(0, type);
-    const fill = list.scalar(term.fill / behind, type);
+    const fill = list.scalar(lowered / behind, type);
     if (term.kind === 'floor') {
       sum = list.add('Max', [kept, fill]);
       continue;
@@ -93,6 +95,29 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
     sum = list.add('Where', [reshaped(mask, place), ...(term.keepWhere ? [kept, fill] : [fill, kept])]);
   }
   return scaled(sum ?? list.scalar(0, type), pending);
+}
+
+/**
+ * What to add to a score in place of which one of several masks puts its fill: the fill, where nothing is left of the
+ * score in the sum. Any other low fill takes all weight from its keys too, as long as a row keeps a key; and where it
+ * keeps none, all scores are equal, whatever the fill. So a lower one does the same, if no other mask says otherwise:
+ * what is there before are biases, and nothing but the same fill comes behind.
+ */
+function loweredFill(
+  masks: readonly MaskPlacement[],
+  at: number,
+  type: DataTypeName,
+  inference: Inference,
+): number | undefined {
+  const { fill } = masks[at]!.term;
+  const lower = absorbingFill(dataTypeOf(type));
+  if (absorbs(fill, dataTypeOf(type))) return fill;
+  if (fill > HIGHEST_ADDED_FILL || lower === undefined) return undefined;
+  const isSame = ({ term }: MaskPlacement) => term.kind === 'boolean' && term.fill === fill;
+  const isBias = ({ term }: MaskPlacement) =>
+    term.kind === 'additive' && !term.steps && !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
+  const before = masks.slice(0, at).every((mask) => isSame(mask) || isBias(mask));
+  return before && masks.slice(at).every(isSame) ? lower : undefined;
 }
 
 /** The mask in the shape that it was placed in, and as the elements that it is. */

@@ -5,8 +5,8 @@ import { refuse } from './refusal.js';
 import { matchSite, type Site } from './site.js';
 import { readSoftmax, type SoftmaxForm } from './softmax.js';
 
-/** Where attention may be: around a softmax, or in an operator that computes it as one. */
-export type Place = { readonly softmax: SoftmaxForm } | { readonly operator: Node };
+/** Where attention may be: around a softmax, in an operator that computes it as one, or in what cannot be looked at. */
+export type Place = { readonly softmax: SoftmaxForm } | { readonly operator: Node } | { readonly unread: Node };
 
 /** Every place of a graph, in order. */
 export function* places(graph: Graph, inference: Inference): Generator<Place> {
@@ -14,6 +14,7 @@ export function* places(graph: Graph, inference: Inference): Generator<Place> {
     const softmax = readSoftmax(node, inference);
     if (softmax) yield { softmax };
     else if (isAttentionOperator(node)) yield { operator: node };
+    else if (node.is('Softmax')) yield { unread: node };
   }
 }
 

@@ -43,6 +43,12 @@ function readOperator(node: Node, inference: Inference): SoftmaxForm | undefined
   return { input, output, axis, nodes: [node], anchor: node };
 }
 
+/** Why a Softmax cannot be looked at. */
+export function whyUnread({ inputs: [input] }: Node, inference: Inference): string {
+  if (!input || !inference.of(input).shape) return 'the rank of the input of Softmax is not known';
+  return 'Softmax is over several dimensions at once, as before opset 13';
+}
+
 /** exp(x) / Σ exp(x), the sum kept as a dimension of size 1 by whatever means. */
 function readQuotient(
   node: Node,

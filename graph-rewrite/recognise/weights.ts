@@ -40,6 +40,6 @@ export function isLinearLayer(
 ): boolean {
   const [first, second] = operands;
   const hasBatch = second.labels.some((label) => first.labels.includes(label) && outputLabels.includes(label));
-  const isLayer = node.is('Einsum') ? !hasBatch : node.is('MatMul', 'Gemm') && second.labels.length === 2;
+  const isLayer = node.is('Einsum') ? !hasBatch : second.labels.length === 2;
   return isLayer && second.value === query && isWeight(query, inference);
 }

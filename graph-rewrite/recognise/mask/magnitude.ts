@@ -20,10 +20,17 @@ export function absorbs(fill: number, type: number): boolean {
   return type === FLOAT || type === BFLOAT16 ? fill <= -1e30 : type === DOUBLE && fill <= -1e37;
 }
 
+/** A finite fill that {@link absorbs}, and far enough from the lowest number to be scaled; undefined where none does. */
+export function absorbingFill(type: number): number | undefined {
+  return type === FLOAT || type === BFLOAT16 ? -1e35 : type === DOUBLE ? -1e40 : undefined;
+}
+
 const FLOATS: ReadonlySet<number | undefined> = new Set([FLOAT, FLOAT16, DOUBLE, BFLOAT16, undefined]);
 
 /** Operators whose results are activations, or bounded: numbers of the size of scores whatever goes in. */
 const COMPUTES = 'MatMul Gemm Conv Einsum Softmax Sigmoid Tanh Erf Sin Cos LayerNormalization RMSNormalization';
+/** ONNX Runtime's own products of activations and weights. */
+const FUSED = 'FusedMatMul TransposeMatMul FusedGemm FusedConv MatMulNBits MatMulIntegerToFloat DynamicQuantizeMatMul';
 /** Operators whose results are elements of their inputs, or sums and products of a few. */
 const PASSES =
   'Identity Reshape Transpose Unsqueeze Squeeze Flatten Expand Tile Slice Split Gather GatherND GatherElements ' +
@@ -32,6 +39,7 @@ const PASSES =
 const MOVES_FIRST = 'Reshape Unsqueeze Squeeze Expand Tile Slice Split Gather GatherND GatherElements Trilu Resize';
 const movesFirst: ReadonlySet<string> = new Set(MOVES_FIRST.split(' '));
 const computes: ReadonlySet<string> = new Set(COMPUTES.split(' '));
+const fused: ReadonlySet<string> = new Set(FUSED.split(' '));
 const passes: ReadonlySet<string> = new Set(PASSES.split(' '));
 
 /**
@@ -77,6 +85,7 @@ function examine(value: Value, how: Search): boolean {
     return !numbers || Array.prototype.some.call(numbers, isFill);
   }
   const node = value.producer;
+  if (node?.domain === 'com.microsoft' && fused.has(node.opType)) return false;
   if (node?.domain !== '') return true;
   if (computes.has(node.opType)) return false;
   if (node.opType === 'Div') {
