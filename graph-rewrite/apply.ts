@@ -1,6 +1,6 @@
 import type { FunctionTable } from './functions.js';
 import { NodeList } from './graph/builder.js';
-import type { Graph, Node } from './graph/graph.js';
+import type { Graph, Node, Value } from './graph/graph.js';
 import { type DataTypeName, dataTypeName } from './onnx/data-type.js';
 import { DataType, type NodeProto } from './onnx/proto.js';
 import type { FunctionVariant } from './op/body.js';
@@ -86,9 +86,11 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
 }
 
 /** Brings the operator's result into the dimensions that the site's had. */
-function splitOutput(result: string, { output }: Site, place: EmissionPlace): void {
-  const shape = place.inference.of(output.value).shape ?? refuse('the rank of the output is not known', output.value);
-  reshapeTo(result, output.merged!, shape, place);
+function splitOutput(result: string, { query, key, value, output }: Site, place: EmissionPlace): void {
+  const shapeOf = (v: Value) => place.inference.of(v).shape;
+  const shape = shapeOf(output.value) ?? refuse('the rank of the output is not known', output.value);
+  const others = [query, key, value].map((c) => ({ name: c.value.name, shape: shapeOf(c.value) ?? [] }));
+  reshapeTo(result, output.merged!, shape, place, others);
 }
 
 /** Queries without a batch, as many times as the keys have samples. */

@@ -154,22 +154,36 @@ export function emitReshape(value: Value, sizes: readonly Expression[], place: E
   return inserted ? place.list.unsqueeze(value, inserted, place.anchor) : reshapeTo(value.name, source, sizes, place);
 }
 
-/** Reshapes a tensor of this shape, as {@link emitReshape}. */
+/** A tensor in the graph whose sizes may be read. */
+export interface SizedTensor {
+  readonly name: string;
+  readonly shape: readonly Expression[];
+}
+
+/** Reshapes a tensor of this shape, as {@link emitReshape}; sizes may also be those of the other tensors. */
 export function reshapeTo(
   name: string,
   source: readonly Expression[],
   sizes: readonly Expression[],
   { list, anchor }: EmissionPlace,
+  others: readonly SizedTensor[] = [],
 ): string {
   const open = sizes.filter((s) => s.value === undefined);
   if (open.length <= 1) return list.add('Reshape', [name, list.ints(sizes.map((s) => s.value ?? -1))]);
-  const shape = list.add('Shape', [name]);
+  const shapes = new Map<string, string>();
+  const sizeOf = (tensor: string, axis: number) => {
+    const shape = shapes.get(tensor) ?? list.add('Shape', [tensor]);
+    shapes.set(tensor, shape);
+    return list.add('Gather', [shape, list.ints([axis])], { axis: 0 });
+  };
   let inferred = 0;
   const parts = sizes.map((size) => {
     if (size.value !== undefined) return list.ints([size.value]);
-    const at = source.findIndex((s) => s.equals(size));
-    if (at >= 0) return list.add('Gather', [shape, list.ints([at])], { axis: 0 });
-    if (inferred++ > 0) refuse('the shape of a mask cannot be written for the operator', anchor);
+    for (const { name: from, shape } of [{ name, shape: source }, ...others]) {
+      const axis = shape.findIndex((s) => s.equals(size));
+      if (axis >= 0) return sizeOf(from, axis);
+    }
+    if (inferred++ > 0) refuse('sizes that a Reshape needs are not those of any tensor at hand', anchor);
     return list.ints([-1]);
   });
   return list.add('Reshape', [name, list.add('Concat', parts, { axis: 0 })]);

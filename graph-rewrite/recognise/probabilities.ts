@@ -8,7 +8,7 @@ import { refuse } from './refusal.js';
 import { isSameValue } from './same.js';
 import { type ScoreStep, type ScoreTrace, uniformValue } from './scores.js';
 import type { SoftmaxForm } from './softmax.js';
-import { isInferenceDropout, readSelection, stepView, type View } from './view.js';
+import { isIdleDropout, readSelection, stepView, type View } from './view.js';
 
 /** The probabilities from the softmax to the product with the values. */
 export interface ProbabilityTrace {
@@ -77,7 +77,7 @@ export function traceProbabilities(
       casts.push(node.int('to') ?? 0);
     } else if (zeroedMask(node, value, view, steps, inference)) {
       zeroed.push(zeroedMask(node, value, view, steps, inference)!);
-    } else if (!node.is('Identity') && !(node.is('Dropout') && isInferenceDropout(node))) {
+    } else if (!node.is('Identity') && !(node.is('Dropout') && isIdleDropout(node))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);

@@ -6,7 +6,7 @@ import type { Dimension } from './atoms.js';
 import { type Contraction, contractedLabels, readContraction } from './contraction.js';
 import { refuse, refuseProduct } from './refusal.js';
 import { joinSelections } from './selections.js';
-import { identityView, isInferenceDropout, stepView, type View } from './view.js';
+import { identityView, isIdleDropout, stepView, type View } from './view.js';
 
 /** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
 export type ScoreStep =
@@ -182,7 +182,7 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
     case 'Clip':
       return all.slice(0, 1);
     case 'Dropout':
-      return isInferenceDropout(node) ? all.slice(0, 1) : [];
+      return isIdleDropout(node) ? all.slice(0, 1) : [];
     case 'Where':
       return all.slice(1, 3).filter(notScalar);
     case 'Concat':

@@ -42,7 +42,7 @@ export function viewSource(node: Node): Value | undefined {
     case 'Gather':
       return node.inputs[0];
     case 'Dropout':
-      return isInferenceDropout(node) ? node.inputs[0] : undefined;
+      return isIdleDropout(node) ? node.inputs[0] : undefined;
     case 'Concat':
       return node.inputs.every((input) => input === node.inputs[0]) ? node.inputs[0] : undefined;
     default:
@@ -50,16 +50,16 @@ export function viewSource(node: Node): Value | undefined {
   }
 }
 
-/** Dropout that passes its input through: the mask not asked for, and training mode absent or off. */
-export function isInferenceDropout(node: Node): boolean {
-  const training = node.inputs[2];
-  const constant =
-    training &&
-    (training.initializer
-      ? constantOfTensor(training.initializer)
-      : training.producer && constantOfNode(training.producer));
-  if (training && constant?.scalar() !== 0) return false;
+/** Dropout that passes its input through: the mask not asked for, and training mode absent or off, or nothing dropped. */
+export function isIdleDropout(node: Node): boolean {
+  const [, ratio, training] = node.inputs;
+  if (training && constantNumber(training) !== 0 && constantNumber(ratio) !== 0) return false;
   return (node.outputs[1]?.uses.length ?? 0) === 0 && !node.outputs[1]?.isOutput;
+}
+
+function constantNumber(value: Value | undefined): number | undefined {
+  if (value?.initializer) return value.isInput ? undefined : constantOfTensor(value.initializer)?.scalar();
+  return value?.producer && constantOfNode(value.producer)?.scalar();
 }
 
 /**

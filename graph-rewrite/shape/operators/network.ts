@@ -7,9 +7,10 @@ type Size = Expression | undefined;
 
 const ONE = Expression.constant(1);
 
-/** Statistics outputs keep the leading axes; the normalised ones become 1. */
+/** Statistics outputs keep the leading axes; the normalised ones become 1. The scale has the data's type. */
 const layerNormalizationRule: Rule = (call) => {
-  const { type, shape } = call.input(0);
+  const shape = call.shape();
+  const type = call.type() ?? call.type(1);
   const axis = shape && normalAxis(call.int('axis', -1), shape.length);
   const kept = axis === undefined ? undefined : shape!.map((s, a) => (a < axis ? s : ONE));
   const statistics = { type: call.int('stash_type', DataType.FLOAT), shape: kept };

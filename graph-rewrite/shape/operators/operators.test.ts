@@ -50,6 +50,8 @@ const floats = (...values: number[]) => makeTensor('', 'float32', [values.length
 const END = 2 ** 62;
 const HUGE = makeTensor('', 'int64', [1], [2n ** 63n - 1n]);
 const LOWEST = makeTensor('', 'int64', [1], [-(2n ** 63n)]);
+const HUGES = makeTensor('', 'int64', [2], [2n ** 63n - 1n, 2n ** 63n - 1n]);
+const GRID = ints('', [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [4, 3]);
 
 const UNARY = 'Neg Abs Sqrt Exp Log Floor Ceil Round Sign Reciprocal Relu Sigmoid Tanh Erf Softplus Cos Sin';
 const BINARY = 'Add Sub Mul Div Pow Equal Less Greater LessOrEqual GreaterOrEqual';
@@ -121,6 +123,9 @@ const CASES: readonly Case[] = [
   { op: 'Slice', inputs: [c(1, 2, 3, 4, 5), c(-1), LOWEST, c(0), c(-2)] },
   { op: 'Slice', inputs: [c(1, 2, 3, 4, 5), c(1), c(-1)] },
   { op: 'Slice', inputs: [c(1, 2, 3, 4, 5), c(3), c(-9), c(0), c(-1)] },
+  // How PyTorch turns the pairs of its padding around.
+  { op: 'Slice', inputs: [GRID, c(-1), LOWEST, c(0), c(-1)] },
+  { op: 'Slice', inputs: [GRID, c(1, -2), HUGES, c(1, 0), c(2, 1)] },
   { op: 'Expand', inputs: [f(2, 1, 3), c(2, 1, 4, 1)], once: true },
   { op: 'Expand', inputs: [ints('', [1, 2], [2, 1]), c(2, 3)] },
   { op: 'ConstantOfShape', inputs: [c(2, 3)], attributes: { value: makeTensor('', 'int64', [1], [7]) } },

@@ -1,6 +1,6 @@
 /** Slice, in every opset's form. */
 import { Expression } from '../expression.js';
-import type { Derived } from '../facts.js';
+import { constantSizes, type Derived } from '../facts.js';
 import { normalAxis, type Rule, unknownShape } from './call.js';
 
 type Size = Expression | undefined;
@@ -27,15 +27,15 @@ export const sliceRule: Rule = (call): Derived => {
   const ends = call.integers('ends', 2);
   const count = axes?.length ?? starts?.length ?? ends?.length ?? source.length;
   const shape: Size[] = [...source];
-  let picked: readonly Expression[] | undefined = source.length === 1 ? call.elements(0) : undefined;
+  let picked = gridOf(call.elements(0), constantSizes(source));
   for (let i = 0; i < count; i++) {
     const axis = normalAxis(axes?.[i] ?? i, source.length);
     if (axis === undefined) return { type, uniform, shape: unknownShape(source.length) };
     const bounds = { start: starts?.[i], end: ends?.[i], step: call.has(4) ? call.elements(4)?.[i]?.value : 1 };
     shape[axis] = slicedSize(source[axis]!, bounds);
-    picked = picked && pick(picked, bounds);
+    picked = picked && pick(picked, axis, bounds);
   }
-  return { type, uniform, shape, elements: picked };
+  return { type, uniform, shape, elements: picked?.elements };
 };
 
 /** The size that is left of an axis. */
@@ -82,14 +82,35 @@ function position(at: Expression, size: Expression, lowest: number): Expression 
   return Expression.operation('where', Expression.operation('less', at, ZERO), fromEnd, at);
 }
 
-/** Elements of a slice with constant bounds. */
-function pick(elements: readonly Expression[], { start, end, step }: Bounds): Expression[] | undefined {
+/** Elements, row-major, in a tensor of these sizes. */
+interface Grid {
+  readonly elements: readonly Expression[];
+  readonly sizes: readonly number[];
+}
+
+function gridOf(elements: readonly Expression[] | undefined, sizes: readonly number[] | undefined): Grid | undefined {
+  return elements && sizes && { elements, sizes };
+}
+
+/** Elements of a slice of one axis with constant bounds. */
+function pick({ elements, sizes }: Grid, axis: number, bounds: Bounds): Grid | undefined {
+  const kept = pickedIndices(sizes[axis]!, bounds);
+  if (!kept) return undefined;
+  const inner = sizes.slice(axis + 1).reduce((a, b) => a * b, 1);
+  const outer = sizes.slice(0, axis).reduce((a, b) => a * b, 1);
+  const rowAt = (o: number, i: number) =>
+    elements.slice((o * sizes[axis]! + i) * inner, (o * sizes[axis]! + i + 1) * inner);
+  const rows = Array.from({ length: outer }, (_, o) => kept.flatMap((i) => rowAt(o, i)));
+  return { elements: rows.flat(), sizes: sizes.with(axis, kept.length) };
+}
+
+/** Positions that a slice of an axis keeps, where its bounds are constants. */
+function pickedIndices(count: number, { start, end, step }: Bounds): number[] | undefined {
   const [from, to] = [start?.value, end?.value];
   if (from === undefined || to === undefined || !step) return undefined;
-  const count = elements.length;
   const clamp = (at: number, low: number, high: number) => Math.min(Math.max(at < 0 ? at + count : at, low), high);
-  const result: Expression[] = [];
-  if (step > 0) for (let i = clamp(from, 0, count); i < clamp(to, 0, count); i += step) result.push(elements[i]!);
-  else for (let i = clamp(from, 0, count - 1); i > clamp(to, -1, count - 1); i += step) result.push(elements[i]!);
-  return result;
+  const kept: number[] = [];
+  if (step > 0) for (let i = clamp(from, 0, count); i < clamp(to, 0, count); i += step) kept.push(i);
+  else for (let i = clamp(from, 0, count - 1); i > clamp(to, -1, count - 1); i += step) kept.push(i);
+  return kept;
 }

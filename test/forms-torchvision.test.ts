@@ -1,0 +1,57 @@
+/** Attention as PyTorch's TorchScript exporter writes torchvision's models, and others like them. */
+
+import { type Form, last, plain, testForms, write } from './form.js';
+import { dims, type FuzzGraph } from './fuzz/graph.js';
+
+/** Sizes as one tensor, those that are labels read at run time. */
+const shape = (g: FuzzGraph, sizes: readonly (string | number)[]) =>
+  g.op(
+    'Concat',
+    sizes.map((size) => (typeof size === 'number' ? g.ints([size]) : g.unsqueeze(g.size([size]), [0]))),
+    { axis: 0 },
+  );
+
+const FORMS: readonly Form[] = [
+  {
+    name: 'torchvision’s Swin: dropout in training mode that drops nothing',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const p = last(g, g.op('MatMul', [q, k]));
+      const dropped = g.op('Dropout', [p, g.tensor('float32', [], [0]), g.tensor('bool', [], [1])]);
+      write(g, g.op('MatMul', [dropped, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'dropout in training mode whose share is left to the operator',
+    refused: 'Dropout',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const p = last(g, g.op('MatMul', [q, k]));
+      const dropped = g.op('Dropout', [p, '', g.tensor('bool', [], [1])]);
+      write(g, g.op('MatMul', [dropped, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'Twins: rows of windows as many as the image has, put apart behind the attention',
+    sizes: { x: 3, P: 3 },
+    ownNames: false,
+    build(g) {
+      const packed = g.input('packed', g.type, dims('b p x t Phd'));
+      const windows = g.op('Mul', [g.size(['p']), g.tensor('int64', [], [3])]);
+      const sizes = [shape(g, ['b']), g.unsqueeze(windows, [0]), g.ints([3, 3, 2, 4])];
+      const split = g.op('Reshape', [packed.name, g.op('Concat', sizes, { axis: 0 })]);
+      const moved = g.op('Transpose', [split], { perm: [3, 0, 1, 4, 2, 5] });
+      const [q, k, v] = [0, 1, 2].map((i) => g.op('Gather', [moved, g.tensor('int64', [], [i])], { axis: 0 })) as [
+        string,
+        string,
+        string,
+      ];
+      const turned = g.op('Transpose', [k], { perm: [0, 1, 2, 4, 3] });
+      const scores = g.op('MatMul', [g.op('Mul', [q, g.float(0.5)]), turned]);
+      const y = g.op('Transpose', [g.op('MatMul', [last(g, scores), v])], { perm: [0, 1, 3, 2, 4] });
+      g.output(g.op('Reshape', [y, shape(g, ['b', 'p', 3, 3, 8])]));
+    },
+  },
+];
+
+testForms(FORMS);
