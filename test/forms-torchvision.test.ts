@@ -52,6 +52,31 @@ const FORMS: readonly Form[] = [
       g.output(g.op('Reshape', [y, shape(g, ['b', 'p', 3, 3, 8])]));
     },
   },
+  {
+    name: 'score_sde and DDPM: images as they are, a softmax over rows and columns of the keys as one',
+    sizes: { x: 3, t: 2 },
+    build(g) {
+      const q = g.input('Q', g.type, dims('b d x q')).name;
+      const k = g.input('K', g.type, dims('b d t k')).name;
+      const v = g.input('V', g.type, dims('b e t k')).name;
+      const scores = g.op('Mul', [g.op('Einsum', [q, k], { equation: 'bchw,bcij->bhwij' }), g.float(0.5)]);
+      const p = last(g, g.op('Reshape', [scores, g.ints([0, 0, 0, -1])]));
+      const apart = g.op('Reshape', [p, shape(g, ['b', 3, 'q', 2, 'k'])]);
+      g.output(g.op('Einsum', [apart, v], { equation: 'bhwij,bcij->bchw' }));
+    },
+  },
+  {
+    name: 'keys in rows and columns, the softmax over the rows alone',
+    sizes: { x: 3, t: 2 },
+    refused: 'not summed over the keys',
+    build(g) {
+      const q = g.input('Q', g.type, dims('b d x q')).name;
+      const k = g.input('K', g.type, dims('b d t k')).name;
+      const v = g.input('V', g.type, dims('b e t k')).name;
+      const p = last(g, g.op('Einsum', [q, k], { equation: 'bchw,bcij->bhwij' }), 3);
+      g.output(g.op('Einsum', [p, v], { equation: 'bhwij,bcij->bchw' }));
+    },
+  },
 ];
 
 testForms(FORMS);

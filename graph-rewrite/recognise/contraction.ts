@@ -2,7 +2,7 @@ import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 
 /**
- * A product of two tensors that sums over one shared dimension, as an einsum: a label a dimension. MatMul, Gemm,
+ * A product of two tensors that sums over shared dimensions, as an einsum: a label a dimension. MatMul, Gemm,
  * FusedMatMul and Einsum all are that.
  */
 export interface Contraction {

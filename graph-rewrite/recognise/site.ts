@@ -6,6 +6,7 @@ import { type Atom, type Dimension, leavesOf, sizeOf } from './atoms.js';
 import { type BatchExpansion, expandBatch } from './broadcast.js';
 import { combineSteps, type MaskTerm, type ScoreFormula } from './combine.js';
 import { type Contraction, contractedLabels } from './contraction.js';
+import { cuts, type ScoreDimensions } from './cuts.js';
 import { requireIndependent } from './dependence.js';
 import { type PlacedFactor, placeFactor, requireSameForAllKeys } from './factors.js';
 import { NO_BAND } from './mask/bands.js';
@@ -158,7 +159,7 @@ function requireGuarded({ masks }: ScoreFormula, joint: Joint, inference: Infere
 }
 
 /** The two products of a site and the scores' dimensions that join them. */
-interface Joint {
+interface Joint extends ScoreDimensions {
   readonly query: Side;
   readonly key: Side;
   readonly value: Side;
@@ -168,10 +169,6 @@ interface Joint {
   readonly probabilityCasts: readonly number[];
   readonly guarded: boolean;
   readonly zeroed: ProbabilityTrace['zeroed'];
-  /** Dimensions of the scores that are neither queries nor keys, outermost first. */
-  readonly batch: readonly Dimension[];
-  readonly queries: readonly Atom[];
-  readonly keys: readonly Atom[];
 }
 
 /** An operand of one of the products, every tensor it could be read from, and how each lies against the scores. */
@@ -186,15 +183,15 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
   const probabilities = traceProbabilities(softmax, trace, inference);
   const second = probabilities.product;
   const normalised = leavesOf(trace.view.dimensions[softmax.axis] ?? []);
-  const isKey = (label: string) => sameLeaves(leavesOf(base.get(label)!), normalised);
   // A single key leaves no atom to know its dimension by; then nothing may have moved dimensions.
   const unmoved = trace.view.dimensions.every((d, i) => d === trace.base[i]);
   const single = unmoved ? first.outputLabels[softmax.axis] : undefined;
-  const keyLabel = normalised.length > 0 ? first.outputLabels.find(isKey) : single;
-  if (keyLabel === undefined)
+  const keyLabels = normalised.length > 0 ? labelsOf(normalised, base) : single === undefined ? undefined : [single];
+  const keySide = first.operands.findIndex((o) => keyLabels?.every((label) => o.labels.includes(label)));
+  if (keyLabels === undefined || keySide < 0)
     return refuseProduct('the softmax is not over one dimension of the product of queries and keys', softmax.input);
-  const keySide = first.operands.findIndex((o) => o.labels.includes(keyLabel));
-  if (first.operands[1 - keySide]!.labels.includes(keyLabel))
+  const isKey = (label: string) => keyLabels.includes(label);
+  if (first.operands[1 - keySide]!.labels.some(isKey))
     return refuseProduct('the softmax is over a batch dimension of the scores', softmax.input);
   const queryOperand = first.operands[1 - keySide]!;
   const keyOperand = first.operands[keySide]!;
@@ -205,23 +202,24 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     );
   const onlyQuery = (label: string) =>
     label === 'row' || label === 'column' || (!label.startsWith('batch') && !keyOperand.labels.includes(label));
-  const queryLabels = first.outputLabels.filter((l) => l !== keyLabel && onlyQuery(l));
-  const batchLabels = first.outputLabels.filter((l) => l !== keyLabel && !onlyQuery(l));
+  const queryLabels = first.outputLabels.filter((l) => !isKey(l) && onlyQuery(l));
+  const batchLabels = first.outputLabels.filter((l) => !isKey(l) && !onlyQuery(l));
 
   const valueOperand = second.operands[1 - probabilities.side]!;
   const probabilityLabels = second.operands[probabilities.side]!.labels;
-  const [summed] = contractedLabels(second);
+  const summed = contractedLabels(second);
   if (probabilityLabels.length !== probabilities.view.dimensions.length)
     return refuse('the rank of the probabilities does not fit their product with the values', second.output);
   const scores: LabelledDimensions = new Map(
     probabilityLabels.map((label, i) => [label, probabilities.view.dimensions[i]!]),
   );
-  if (summed === undefined || !sameLeaves(leavesOf(scores.get(summed)!), normalised))
+  const summedLeaves = new Set(summed.flatMap((label) => leavesOf(scores.get(label)!)));
+  if (summed.length === 0 || summedLeaves.size !== normalised.length || normalised.some((l) => !summedLeaves.has(l)))
     return refuse('the probabilities are not summed over the keys', second.output);
   if (isWeight(keyOperand.value, inference) || isWeight(valueOperand.value, inference))
     return refuseProduct('keys or values are constants of the model, not a sequence', second.output);
 
-  const outputLabels: LabelledDimensions = new Map([...scores].filter(([label]) => label !== summed));
+  const outputLabels: LabelledDimensions = new Map([...scores].filter(([label]) => !summed.includes(label)));
   const sides = () => ({
     query: side(queryOperand.value, queryOperand.labels, base, inference),
     key: side(keyOperand.value, keyOperand.labels, base, inference),
@@ -244,7 +242,7 @@ function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference
     zeroed: probabilities.zeroed,
     batch: batchLabels.map((l) => base.get(l)!),
     queries: queryLabels.flatMap((l) => leavesOf(base.get(l)!)),
-    keys: leavesOf(base.get(keyLabel)!),
+    keys: keyLabels.flatMap((label) => leavesOf(base.get(label)!)),
   };
 }
 
@@ -294,27 +292,17 @@ function realign(sides: Sides, labels: readonly (readonly string[])[], scores: r
   };
 }
 
-function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
-  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
+/** The labels whose dimensions these leaves are, in the same order; undefined where they are a part of one. */
+function labelsOf(leaves: readonly Atom[], base: LabelledDimensions): string[] | undefined {
+  const isPart = (dimension: Dimension) => leavesOf(dimension).some((leaf) => leaves.includes(leaf));
+  const found = [...base].filter(([, dimension]) => isPart(dimension));
+  found.sort(([, a], [, b]) => leaves.indexOf(leavesOf(a)[0]!) - leaves.indexOf(leavesOf(b)[0]!));
+  const all = found.flatMap(([, dimension]) => leavesOf(dimension));
+  return sameLeaves(all, leaves) ? found.map(([label]) => label) : undefined;
 }
 
-/**
- * Ways to read the scores' dimensions as (batch, heads, queries, keys), the usual one first: the last batch dimension is
- * the heads. Where heads share their keys, exporters also fold these heads, or groups of them, into the queries.
- */
-function cuts(joint: Joint): ScoreAxes[] {
-  const leaves = joint.batch.flatMap((d) => leavesOf(d));
-  const { queries, keys: K } = joint;
-  const last = joint.batch.length > 1 ? leaves.length - leavesOf(joint.batch.at(-1)!).length : leaves.length;
-  const positions = [last, ...Array.from({ length: leaves.length + 1 }, (_, i) => leaves.length - i)];
-  const usual = [...new Set(positions)].map((at) => ({ B: leaves.slice(0, at), H: leaves.slice(at), Q: queries, K }));
-  const folded = queries.slice(1).flatMap((_, i) =>
-    [...new Set([leaves.length, ...positions])].flatMap((at) => [
-      { B: leaves.slice(0, at), H: [...leaves.slice(at), ...queries.slice(i + 1)], Q: queries.slice(0, i + 1), K },
-      { B: leaves.slice(0, at), H: [...leaves.slice(at), ...queries.slice(0, i + 1)], Q: queries.slice(i + 1), K },
-    ]),
-  );
-  return [...usual, ...folded];
+function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
+  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
 }
 
 /** A choice of layouts for all four tensors and the masks. */
