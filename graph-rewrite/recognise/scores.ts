@@ -246,6 +246,8 @@ const LARGEST_SHIFT = 64;
 /** Adding a constant to every score changes nothing in a softmax. */
 function addition(value: Value, negate: boolean, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
   const scalar = inference.scalarOf(value);
+  // As torch.baddbmm leaves it, of a β of 0.
+  if (scalar === 0) return { kind: 'scale', factor: 1 };
   if (scalar !== undefined && Math.abs(scalar) <= LARGEST_SHIFT) return { kind: 'shift' };
   return { kind: 'add', value, negate, dimensions };
 }
