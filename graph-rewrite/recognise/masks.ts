@@ -141,6 +141,12 @@ export interface SinkPlacement {
 
 /** Finds the vector of one logit a head behind a sink's column; a reason where there is none. */
 export function placeSink(term: SinkTerm, axes: ScoreAxes, inference: Inference): SinkPlacement | string {
+  const heads = product(axes.H.map((leaf) => leaf.size)).value;
+  const uniform = (value: number | undefined): SinkPlacement | undefined =>
+    value !== undefined && Number.isFinite(value) && heads !== undefined
+      ? { value: term.value, isVector: false, uniform: { value, heads } }
+      : undefined;
+  if (term.logit !== undefined) return uniform(term.logit) ?? 'the number of heads is not a constant';
   for (const { root, view, factor } of candidates(term.value, inference).reverse()) {
     if (factor !== 1 || view.fixed.size > 0 || view.root.some((d) => d.slice)) continue;
     const partner = new Map<Atom, Atom>();
@@ -150,14 +156,10 @@ export function placeSink(term: SinkTerm, axes: ScoreAxes, inference: Inference)
       return pairs !== undefined;
     });
     const stored = view.root.flatMap((d) => leavesOf(d.atoms));
-    const heads = leavesOf(axes.H);
-    const perHead = stored.length === heads.length && stored.every((leaf, i) => partner.get(leaf) === heads[i]);
+    const own = leavesOf(axes.H);
+    const perHead = stored.length === own.length && stored.every((leaf, i) => partner.get(leaf) === own[i]);
     if (fits && perHead) return { value: root, isVector: view.root.length === 1 };
   }
   // A column of zeros is "softmax plus one".
-  const value = uniformValue(term.value, inference);
-  const heads = product(axes.H.map((leaf) => leaf.size)).value;
-  if (value !== undefined && Number.isFinite(value) && heads !== undefined)
-    return { value: term.value, isVector: false, uniform: { value, heads } };
-  return 'a sink is not one logit a head';
+  return uniform(uniformValue(term.value, inference)) ?? 'a sink is not one logit a head';
 }

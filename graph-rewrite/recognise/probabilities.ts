@@ -46,7 +46,7 @@ export function traceProbabilities(
   // high ones ∞/∞.
   const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
   const lowered = steps.findLastIndex((s) => ['add', 'select', 'floor', 'sink'].includes(s.kind));
-  const mayBeUndefined = softmax.nodes.length > 1 && (maximum < 0 || maximum < lowered);
+  const mayBeUndefined = softmax.isQuotient === true && (maximum < 0 || maximum < lowered);
   let guarded = false;
   for (;;) {
     const aligned = view === start ? softmax : undefined;

@@ -50,7 +50,10 @@ export type ScoreStep =
   /** One more column, at either end, that is no key: an attention sink. */
   | {
       readonly kind: 'sink';
+      /** The column; where `logit` is set, where it is joined. */
       readonly value: Value;
+      /** Set where the column is this number. */
+      readonly logit?: number;
       readonly first: boolean;
       readonly axis: number;
       readonly dimensions: readonly Dimension[];
@@ -118,7 +121,7 @@ export function traceScores(path: readonly Node[], inference: Inference): ScoreT
       view = next;
     } else if (step) {
       steps.push(step);
-      requireSameRank(step, node, view, inference);
+      requireSameRank(step, { node, scores: current }, view, inference);
     }
     current = output;
   }
@@ -183,6 +186,8 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
       return all.slice(0, 1);
     case 'Dropout':
       return isIdleDropout(node) ? all.slice(0, 1) : [];
+    case 'Pad':
+      return all.slice(0, 1);
     case 'Where':
       return all.slice(1, 3).filter(notScalar);
     case 'Concat':
@@ -226,6 +231,8 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       return selection(node, scores, dimensions, inference);
     case 'Concat':
       return other ? sink(node, scores, other, dimensions, inference) : refuse('the scores are repeated', node);
+    case 'Pad':
+      return paddedSink(node, dimensions, inference);
     case 'Identity':
     case 'Dropout':
     case 'Neg':
@@ -302,10 +309,26 @@ function sink(
   return { kind: 'sink', value, first: node.inputs[1] === scores, axis, dimensions };
 }
 
+/** Pad by one column of a constant. */
+function paddedSink(node: Node, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
+  const rank = dimensions.length;
+  const [, counts, constant, axes] = node.inputs;
+  const pads = node.ints('pads') ?? (counts && inference.of(counts).elements?.map((e) => e.value));
+  const logit = constant ? inference.scalarOf(constant) : (node.float('value') ?? 0);
+  const padded = [...(pads ?? []).keys()].filter((i) => pads![i] !== 0);
+  const [at] = padded;
+  const isColumn = pads?.length === 2 * rank && padded.length === 1 && pads[at!] === 1 && !axes;
+  if (!isColumn || logit === undefined || (node.string('mode') ?? 'constant') !== 'constant')
+    return refuseProduct('the scores are padded by something other than one column of a constant', node);
+  return { kind: 'sink', value: node.outputs[0]!, logit, first: at! < rank, axis: at! % rank, dimensions };
+}
+
 /** The number that every element of a tensor is, where that can be shown. */
 export function uniformValue(value: Value, inference: Inference): number | undefined {
-  const scalar = inference.scalarOf(value);
-  if (scalar !== undefined) return scalar;
+  const { uniform, constant } = inference.of(value);
+  if (uniform !== undefined) return uniform;
+  const numbers = constant?.numbers();
+  if (numbers?.length && Array.prototype.every.call(numbers, (n: number) => n === numbers[0])) return numbers[0];
   const node = value.producer;
   if (node?.is('Expand', 'Identity', 'Cast', 'Reshape', 'Unsqueeze', 'Squeeze', 'CastLike') && node.inputs[0])
     return uniformValue(node.inputs[0], inference);
@@ -346,31 +369,24 @@ function isLowest(value: Value | undefined, inference: Inference): boolean {
   return value !== undefined && inference.scalarOf(value) === Number.NEGATIVE_INFINITY;
 }
 
-function requireSameRank(step: ScoreStep, node: Node, view: View, inference: Inference): void {
+function requireSameRank(
+  step: ScoreStep,
+  { node, scores }: { readonly node: Node; readonly scores: Value },
+  view: View,
+  inference: Inference,
+): void {
   const rank = inference.of(node.outputs[0]!).shape?.length;
   if (rank !== view.dimensions.length) refuseProduct('the scores get more dimensions', node);
-  const operand = operandOf(step);
-  if (!operand) return;
-  const shape = inference.of(operand).shape;
-  if (!shape) refuse('the rank of what is combined with the scores is not known', operand);
-  const expands = (size: Expression, axis: number) => {
-    const at = axis + view.dimensions.length - shape.length;
-    return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);
-  };
-  if (shape.some(expands)) refuseProduct('a mask repeats the scores along a dimension that they do not have', node);
-}
-
-/** What is combined with the scores element by element. */
-function operandOf(step: ScoreStep): Value | undefined {
-  switch (step.kind) {
-    case 'add':
-    case 'factor':
-      return step.value;
-    case 'select':
-      return step.condition;
-    case 'shift':
-      return step.by?.value;
-    default:
-      return undefined;
+  if (step.kind === 'sink') return;
+  // What is combined with the scores element by element.
+  for (const operand of node.inputs) {
+    if (!operand || operand === scores) continue;
+    const shape = inference.of(operand).shape;
+    if (!shape) return refuse('the rank of what is combined with the scores is not known', operand);
+    const expands = (size: Expression, axis: number) => {
+      const at = axis + view.dimensions.length - shape.length;
+      return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);
+    };
+    if (shape.some(expands)) refuseProduct('a mask repeats the scores along a dimension that they do not have', node);
   }
 }

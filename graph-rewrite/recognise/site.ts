@@ -35,7 +35,7 @@ import { outputCandidates } from './output.js';
 import { type ProbabilityTrace, traceProbabilities } from './probabilities.js';
 import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
-import type { SoftmaxForm } from './softmax.js';
+import { extraSteps, type SoftmaxForm } from './softmax.js';
 import { isLinearLayer, isWeight } from './weights.js';
 import { withZeroed } from './zeroed.js';
 
@@ -95,7 +95,7 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
 
 /** The site, if its scores are this product. */
 function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Site {
-  const written = combineSteps(trace.steps);
+  const written = combineSteps([...trace.steps, ...extraSteps(softmax, trace)]);
   const joint = readJoint(trace, softmax, inference);
   const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys([...formula.shifts, ...formula.factors], joint.keys, inference);
