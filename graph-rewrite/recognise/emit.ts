@@ -85,7 +85,10 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
     if (term.kind === 'floor' && sum === undefined) continue;
     const lowered = masks.length > 1 ? loweredFill(masks, at, type, place.inference) : term.fill;
     if (lowered === undefined)
-      refuse(`a boolean mask that puts ${term.fill} in place of scores is combined with another mask`, term.value);
+      refuse(
+        `a boolean mask that puts ${term.fill} in place of scores is combined with another mask: rows that lose all keys depend on both`,
+        term.value,
+      );
     const kept = sum ?? list.scalar(0, type);
     const fill = list.scalar(lowered / behind, type);
     if (term.kind === 'floor') {

@@ -381,8 +381,8 @@ function requireSameRank(
   // What is combined with the scores element by element.
   for (const operand of node.inputs) {
     if (!operand || operand === scores) continue;
-    const shape = inference.of(operand).shape;
-    if (!shape) return refuse('the rank of what is combined with the scores is not known', operand);
+    const { shape = refuse('the rank of what is combined with the scores is not known', operand) } =
+      inference.of(operand);
     const expands = (size: Expression, axis: number) => {
       const at = axis + view.dimensions.length - shape.length;
       return !size.equals(1) && (at < 0 || view.dimensions[at]!.length === 0);

@@ -24,6 +24,9 @@ function isSelection(factor: ScoreStep, added: ScoreStep, inference: Inference):
 
 /** A number times (1 − b). */
 function isComplement(value: Value, b: Value, inference: Inference): boolean {
+  const [own, others] = [inference.of(value).constant, inference.of(b).constant];
+  const sameSizes = own && others && own.dims.join() === others.dims.join();
+  if (sameSizes) return isConstantComplement(own.numbers(), others.numbers());
   const product = value.producer;
   if (!product?.is('Mul')) return false;
   return product.inputs.some((rest, i) => {
@@ -33,6 +36,14 @@ function isComplement(value: Value, b: Value, inference: Inference): boolean {
     const [one, taken] = difference.inputs;
     return one !== undefined && inference.uniformOf(one) === 1 && taken === b;
   });
+}
+
+/** The same, computed beforehand. */
+function isConstantComplement(numbers: ArrayLike<number> | undefined, b: ArrayLike<number> | undefined): boolean {
+  if (!numbers || !b) return false;
+  const removed = Array.prototype.indexOf.call(b, 0);
+  const fill = removed < 0 ? 0 : numbers[removed]!;
+  return Array.prototype.every.call(numbers, (n: number, i: number) => n === fill * (1 - b[i]!));
 }
 
 /** Whether a tensor is made of elements of a constant that holds nothing but zeros and ones. */

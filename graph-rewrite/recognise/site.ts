@@ -35,7 +35,7 @@ import { outputCandidates } from './output.js';
 import { type ProbabilityTrace, traceProbabilities } from './probabilities.js';
 import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
-import { extraSteps, type SoftmaxForm } from './softmax.js';
+import { extraSteps, requireDigits, type SoftmaxForm } from './softmax.js';
 import { isLinearLayer, isWeight } from './weights.js';
 import { withZeroed } from './zeroed.js';
 
@@ -114,6 +114,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const scored = { type: masked, isWidened: masked !== inputType, hasSink: best.sink !== undefined };
   const found = understandMasks(best.masks, best.axes, scored, inference);
   const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
+  requireDigits(softmax, masks, inference);
   const type = tensorTypes({ ...best, masks: masks.rest }, inference).includes(masked) ? masked : inputType;
   checkCasts(joint.probabilityCasts, valueType, best.query.value);
   checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);

@@ -2,6 +2,10 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
+import { mayHoldFill } from './mask/magnitude.js';
+import type { UnderstoodMasks } from './mask/understand.js';
+import type { MaskPlacement } from './masks.js';
+import { refuse } from './refusal.js';
 import { beforeExpand, type ScoreStep, type ScoreTrace } from './scores.js';
 
 /** A logit that takes part in the sum alone. */
@@ -23,6 +27,8 @@ export interface SoftmaxForm {
   readonly anchor: Node;
   /** Whether it is written as a quotient of exponentials, which may be 0/0 or ∞/∞ where their softmax is a number. */
   readonly isQuotient?: boolean;
+  /** Whether the logarithm of the sum is subtracted, which is rounded to the digits of the largest score. */
+  readonly isLogarithm?: boolean;
   /** Set where a number is added to the sum of the exponentials. */
   readonly extra?: ExtraLogit;
 }
@@ -78,7 +84,7 @@ function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefine
   if (!inner.is('Sub') || !shape || !reduce?.is('ReduceLogSumExp') || reduce.inputs[0] !== input) return undefined;
   const axis = reducedAxis(reduce, shape.length, inference);
   if (axis === undefined || !keepsRow(sum!, shape, axis, inference)) return undefined;
-  return { input, output, axis, nodes: [reduce, inner, node], anchor: node };
+  return { input, output, axis, nodes: [reduce, inner, node], anchor: node, isLogarithm: true };
 }
 
 /** The one axis that is reduced, counted from the front. */
@@ -148,6 +154,23 @@ function addedToSum(value: Value, exponential: Value, inference: Inference): Add
       return { sum, input, extra: { logit: 0, value }, nodes: [difference!, negated, other.producer!, add] };
   }
   return undefined;
+}
+
+/** Scores from here on leave the logarithm of a sum of exponentials less than three decimals in float32. */
+const COARSE_SCORE = 1e4;
+
+/** Refuses low scores before log Σ exp(x), to which log n is nothing: rows without keys are then no means. */
+export function requireDigits(
+  { isLogarithm, anchor }: SoftmaxForm,
+  { maskedValue, rest }: UnderstoodMasks,
+  inference: Inference,
+): void {
+  const isLow = ({ term }: MaskPlacement) =>
+    term.kind === 'additive'
+      ? mayHoldFill(term.value, inference, COARSE_SCORE / Math.abs(term.factor), Number.POSITIVE_INFINITY)
+      : term.fill !== Number.NEGATIVE_INFINITY;
+  if (isLogarithm && (maskedValue !== Number.NEGATIVE_INFINITY || rest.some(isLow)))
+    refuse('scores may be so low that the logarithm of their sum loses digits', anchor);
 }
 
 /** What a softmax does to its scores before the exponentials. */

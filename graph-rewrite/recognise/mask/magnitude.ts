@@ -78,7 +78,10 @@ function examine(value: Value, how: Search): boolean {
   const { type, uniform, constant } = inference.of(value);
   if (type === BOOL) return false;
   // Integers are below 2⁶⁴.
-  if (!FLOATS.has(type)) return limit < LARGEST_SCORE && uniform === undefined;
+  if (!FLOATS.has(type))
+    return (
+      limit < LARGEST_SCORE && uniform === undefined && (limit < LARGEST_DISTANCE || !isPosition(value, inference))
+    );
   if (uniform !== undefined) return isFill(uniform);
   if (constant) {
     const numbers = constant.numbers();
@@ -96,6 +99,28 @@ function examine(value: Value, how: Search): boolean {
     i === 0 || (node.opType === 'Pad' ? i === 2 : !movesFirst.has(node.opType));
   const inputs = node.inputs.filter(isElement);
   return !passes.has(node.opType) || inputs.some((input) => input && search(input, how));
+}
+
+/** Positions are below 2²⁴, and so are numbers in their sums; this is above sums of a few. */
+const LARGEST_DISTANCE = 2 ** 27;
+const MOVES_POSITIONS = 'Add Sub Neg Abs Min Max Cast Identity Reshape Transpose Unsqueeze Squeeze Expand Tile Slice';
+const movesPositions: ReadonlySet<string> = new Set(MOVES_POSITIONS.split(' '));
+
+/** Whether integers are positions or distances between them: counted by Range, and only added, moved and compared. */
+function isPosition(value: Value, inference: Inference): boolean {
+  const seen = new Set<Value>([value]);
+  for (const current of seen) {
+    const { type, uniform, constant } = inference.of(current);
+    if (type === BOOL || Math.abs(uniform ?? Infinity) < LARGEST_DISTANCE) continue;
+    if (constant && Array.prototype.every.call(constant.numbers() ?? [NaN], (x: number) => Math.abs(x) < 2 ** 24))
+      continue;
+    const node = current.producer;
+    if (node?.is('Range', 'Shape', 'Size')) continue;
+    if (node?.domain !== '' || !movesPositions.has(node.opType)) return false;
+    const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
+    for (const input of inputs) if (input) seen.add(input);
+  }
+  return true;
 }
 
 /** Operators that make what is no number from numbers. */

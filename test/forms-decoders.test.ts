@@ -1,0 +1,190 @@
+/** Attention of decoders and of encoders as torch exports their code. */
+import { count, type Form, last, move, plain, read, testForms, to, write } from './form.js';
+import { dims, type FuzzGraph } from './fuzz/graph.js';
+
+function finish(g: FuzzGraph, probabilities: string, v: string): void {
+  write(g, g.op('MatMul', [probabilities, v]), 'b h q e', 'b q he');
+}
+
+const half = (g: FuzzGraph, x: string) => g.op('Mul', [x, g.float(0.5)]);
+const top = (g: FuzzGraph, x: string) => g.op('ReduceMax', [x], { axes: [-1], keepdims: 1 });
+const sum = (g: FuzzGraph, x: string) => g.op('ReduceSum', [x, g.ints([-1])], { keepdims: 1 });
+/** Which keys take part, (b, 1, 1, k). */
+const padding = (g: FuzzGraph) => to(g, g.unsqueeze(g.input('mask', 'int64', dims('b k')).name, [1, 2]), 'bool');
+/** (h, 1, k): slopes times positions. */
+const alibi = (g: FuzzGraph) =>
+  g.op('Mul', [g.tensor(g.type, [2, 1, 1], [0.5, 0.25]), to(g, g.unsqueeze(count(g, 'k'), [0, 1]), g.type)]);
+
+function logarithm(g: FuzzGraph, fill: number): void {
+  const [q, k, v] = plain(g);
+  const scores = g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), g.float(fill)]);
+  const total = g.op('ReduceLogSumExp', [scores], { axes: [-1], keepdims: 1 });
+  finish(g, g.op('Exp', [g.op('Sub', [scores, total])]), v);
+}
+
+const FORMS: readonly Form[] = [
+  {
+    name: 'ChatGLM: baddbmm with a β of 0, a finite fill, then the layer’s own scale',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Add', [half(g, g.op('MatMul', [q, k])), g.tensor(g.type, [1, 1, 1, 1], [0])]);
+      const masked = g.op('Where', [padding(g), scores, g.float(-1e4)]);
+      finish(g, last(g, g.op('Mul', [masked, g.float(3)])), v);
+    },
+    becomes: 'boolean(b,k)',
+  },
+  {
+    name: 'BLOOM: −10⁹ in place of scores that slopes were added to',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Add', [half(g, g.op('MatMul', [q, k])), alibi(g)]);
+      finish(g, last(g, g.op('Where', [padding(g), scores, g.float(-1e9)])), v);
+    },
+    becomes: 'additive(b,h,k)',
+  },
+  {
+    name: 'the same where the bias may be as low as the fill',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const bias = g.input('bias', g.type, dims('h q k')).name;
+      const scores = g.op('Add', [half(g, g.op('MatMul', [q, k])), bias]);
+      finish(g, last(g, g.op('Where', [padding(g), scores, g.float(-1e9)])), v);
+    },
+    refused: 'rows that lose all keys depend on both',
+  },
+  {
+    name: 'GPT-2 before 4.20 with a mask: rows of padding see what is neither padding nor before them',
+    self: true,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const causal = g.op('LessOrEqual', [g.unsqueeze(count(g, 'k'), [0]), g.unsqueeze(count(g, 'q'), [1])]);
+      const scores = g.op('Where', [causal, half(g, g.op('MatMul', [q, k])), g.float(-1e4)]);
+      const mask = g.unsqueeze(to(g, g.input('mask', 'int64', dims('b k')).name, g.type), [1, 2]);
+      const added = g.op('Mul', [g.op('Sub', [g.float(1), mask]), g.float(-1e4)]);
+      finish(g, last(g, g.op('Add', [scores, added])), v);
+    },
+    refused: 'a boolean mask that puts -10000 in place of scores is combined with another mask',
+  },
+  {
+    name: 'the model zoo’s GPT-2, folded for one length: s · b − c, where c is 10⁴ · (1 − b)',
+    sizes: { q: 3, k: 3 },
+    build(g) {
+      const [q, k, v] = plain(g);
+      const seen = [1, 0, 0, 1, 1, 0, 1, 1, 1];
+      const scores = g.op('Mul', [half(g, g.op('MatMul', [q, k])), g.tensor(g.type, [1, 1, 3, 3], seen)]);
+      const removed = g.tensor(
+        g.type,
+        [1, 1, 3, 3],
+        seen.map((b) => 1e4 * (1 - b)),
+      );
+      finish(g, last(g, g.op('Sub', [scores, removed])), v);
+    },
+    becomes: 'causal',
+  },
+  {
+    name: 'the same with a constant that is no complement',
+    sizes: { q: 3, k: 3 },
+    build(g) {
+      const [q, k, v] = plain(g);
+      const seen = [1, 0, 0, 1, 1, 0, 1, 1, 1];
+      const scores = g.op('Mul', [half(g, g.op('MatMul', [q, k])), g.tensor(g.type, [1, 1, 3, 3], seen)]);
+      const removed = seen.map((b, i) => (i === 8 ? 1 : 1e4 * (1 - b)));
+      finish(g, last(g, g.op('Sub', [scores, g.tensor(g.type, [1, 1, 3, 3], removed)])), v);
+    },
+    refused: '',
+  },
+  {
+    name: 'the exponential of log_softmax',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), g.float(-1e9)]);
+      finish(g, g.op('Exp', [g.op('LogSoftmax', [scores], { axis: -1 })]), v);
+    },
+    becomes: 'boolean(b,k)',
+  },
+  {
+    name: 'exp(x − logsumexp(x)), behind a mask',
+    mayEmptyRows: true,
+    build: (g) => logarithm(g, Number.NEGATIVE_INFINITY),
+    becomes: 'boolean(b,k)',
+  },
+  {
+    name: 'the same with a fill to which log n is nothing: rows without keys are sums of values',
+    build: (g) => logarithm(g, -1e9),
+    refused: 'the logarithm of their sum loses digits',
+  },
+  {
+    name: 'softmax plus one: a column of zeros by Pad, left out again',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Pad', [half(g, g.op('MatMul', [q, k])), g.ints([0, 0, 0, 1, 0, 0, 0, 0])]);
+      const kept = g.op('Slice', [last(g, scores), g.ints([1]), g.ints([2 ** 40]), g.ints([3])]);
+      finish(g, kept, v);
+    },
+    becomes: '-',
+  },
+  {
+    name: 'two columns by Pad are none',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Pad', [half(g, g.op('MatMul', [q, k])), g.ints([0, 0, 0, 2, 0, 0, 0, 0])]);
+      finish(g, g.op('Slice', [last(g, scores), g.ints([2]), g.ints([2 ** 40]), g.ints([3])]), v);
+    },
+    refused: 'padded by something other than one column of a constant',
+  },
+  {
+    name: 'softmax plus one: exp(x) over a number and their sum',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const e = g.op('Exp', [half(g, g.op('MatMul', [q, k]))]);
+      finish(g, g.op('Div', [e, g.op('Add', [g.float(1), sum(g, e)])]), v);
+    },
+    becomes: '-',
+  },
+  {
+    name: 'softmax plus one: exp(x − m) over exp(−m) and their sum, m the maximum or 0',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), g.float(-1e9)]);
+      const m = g.op('Relu', [top(g, scores)]);
+      const e = g.op('Exp', [g.op('Sub', [scores, m])]);
+      finish(g, g.op('Div', [e, g.op('Add', [sum(g, e), g.op('Exp', [g.op('Neg', [m])])])]), v);
+    },
+    becomes: 'boolean(b,k)',
+  },
+  {
+    name: 'a number beside the sum of exp(x − m) depends on m',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = half(g, g.op('MatMul', [q, k]));
+      const e = g.op('Exp', [g.op('Sub', [scores, top(g, scores)])]);
+      finish(g, g.op('Div', [e, g.op('Add', [sum(g, e), g.float(1e-6)])]), v);
+    },
+    refused: 'a sink is joined to scores that a number was added to',
+  },
+  {
+    name: 'a fill of the scores’ own size and shape, as full_like is folded for one length',
+    sizes: { b: 2, q: 5, k: 7 },
+    build(g) {
+      const [q, k, v] = plain(g);
+      const fill = g.tensor(g.type, [2, 2, 5, 7], Array<number>(140).fill(-1e9));
+      finish(g, last(g, g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), fill])), v);
+    },
+    becomes: 'boolean(b,k)',
+  },
+  {
+    name: 'blocks of a sequence whose number is not known, as a dimension of its own',
+    build(g) {
+      const [q, k, v] = [
+        read(g, 'Q', 'b p q hd', 'b h p q d').name,
+        read(g, 'K', 'b p k hd', 'b h p d k').name,
+        read(g, 'V', 'b p k he', 'b h p k e').name,
+      ];
+      const out = g.op('MatMul', [last(g, half(g, g.op('MatMul', [q, k]))), v]);
+      g.output(move(g, out, 'b h p q e', 'b h p q e'));
+    },
+    becomes: '-',
+  },
+];
+
+testForms(FORMS);
