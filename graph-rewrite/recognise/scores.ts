@@ -252,10 +252,10 @@ const LARGEST_SHIFT = 64;
 
 /** Adding a constant to every score changes nothing in a softmax. */
 function addition(value: Value, negate: boolean, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
-  const scalar = inference.scalarOf(value);
-  // As torch.baddbmm leaves it, of a β of 0.
-  if (scalar === 0) return { kind: 'scale', factor: 1 };
-  if (scalar !== undefined && Math.abs(scalar) <= LARGEST_SHIFT) return { kind: 'shift' };
+  const number = uniformValue(value, inference);
+  // As torch.baddbmm leaves it, of a β of 0 or a tensor of zeros.
+  if (number === 0) return { kind: 'scale', factor: 1 };
+  if (number !== undefined && Math.abs(number) <= LARGEST_SHIFT) return { kind: 'shift' };
   return { kind: 'add', value, negate, dimensions };
 }
 
@@ -264,8 +264,11 @@ function selection(node: Node, scores: Value, dimensions: readonly Dimension[], 
   const keepWhere = whenTrue === scores;
   const filler = keepWhere ? whenFalse : whenTrue;
   const fill = filler && uniformValue(filler, inference);
-  if (!condition || fill === undefined)
-    return refuse('Where puts something other than one constant in place of scores', node);
+  if (!condition || fill === undefined) {
+    const isDefault = filler?.initializer && filler.isInput;
+    const why = isDefault ? `: ${filler.name} is an input, for which the file holds a default only` : '';
+    return refuse(`Where puts something other than one constant in place of scores${why}`, node);
+  }
   return { kind: 'select', condition, keepWhere, fill, dimensions };
 }
 
