@@ -11,13 +11,15 @@ import type { FusedSite } from './op/site.js';
 import type { BatchExpansion } from './recognise/broadcast.js';
 import { readCache } from './recognise/cache.js';
 import { type EmissionPlace, type EmittedMask, emitMask, emitReshape, reshapeTo } from './recognise/emit.js';
+import type { PlacedFactor } from './recognise/factors.js';
 import { hasBand } from './recognise/mask/bands.js';
 import { understandOperatorMask } from './recognise/mask/operator.js';
 import type { UnderstoodMasks } from './recognise/mask/understand.js';
 import type { SinkPlacement } from './recognise/masks.js';
 import type { OperatorSite } from './recognise/operator.js';
+import type { Connection } from './recognise/plan.js';
 import { refuse } from './recognise/refusal.js';
-import type { Connection, Site } from './recognise/site.js';
+import type { Site } from './recognise/site.js';
 import { Expression } from './shape/expression.js';
 import type { Inference } from './shape/inference.js';
 
@@ -42,14 +44,17 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const read = ({ value, merged }: Connection) => (merged ? emitReshape(value, merged, place) : value.name);
   const widened = (name: string, from: number) =>
     from === site.type ? name : list.add('Cast', [name], { to: site.type });
-  let query = widened(site.expansion ? expandQuery(site, site.expansion, list) : read(site.query), site.inputType);
-  for (const { value, divide, reshape } of site.factors) {
-    const factor = reshape ? emitReshape(value, reshape, { list, anchor, inference }) : value.name;
-    query = list.add(divide ? 'Div' : 'Mul', [query, factor]);
-  }
+  const multiplied = (name: string, factors: readonly PlacedFactor[]) =>
+    factors.reduce((product, { value, divide, reshape }) => {
+      const factor = reshape ? emitReshape(value, reshape, place) : value.name;
+      return list.add(divide ? 'Div' : 'Mul', [product, factor]);
+    }, name);
+  const query = widened(site.expansion ? expandQuery(site, site.expansion, list) : read(site.query), site.inputType);
+  const Q = multiplied(query, site.factors.query);
+  const K = multiplied(widened(read(site.key), site.inputType), site.factors.key);
   const sink = site.sink && emitSink(site.sink, type, list);
   const isWidened = site.valueType !== site.type;
-  const V = widened(read(site.value), site.valueType);
+  const V = widened(multiplied(read(site.value), site.factors.value), site.valueType);
   const after = new NodeList(graph, site.output.value.name);
   const isFinal = !isWidened && !site.output.merged;
   const Y = isFinal ? site.output.value.name : graph.model.freshName(`${site.output.value.name}/attention`);
@@ -67,8 +72,8 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const call: FlashAttentionNode = {
     attributes,
     inputs: {
-      Q: query,
-      K: widened(read(site.key), site.inputType),
+      Q,
+      K,
       V,
       ...(mask ? { attn_mask: mask.name } : {}),
       ...(sink === undefined ? {} : { sink }),

@@ -94,6 +94,65 @@ const FORMS: readonly Form[] = [
     refused: '',
   },
   {
+    name: 'QANet: scores times a mask that comes as numbers, less 10³⁰ where it is 0',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const mask = g.unsqueeze(to(g, g.input('mask', 'int64', dims('b k')).name, g.type), [1, 2]);
+      const kept = g.op('Mul', [half(g, g.op('MatMul', [q, k])), mask]);
+      const removed = g.op('Mul', [g.op('Sub', [g.float(1), mask]), g.float(-1e30)]);
+      finish(g, last(g, g.op('Add', [kept, removed])), v);
+    },
+    becomes: 'additive(b,k)',
+  },
+  {
+    name: 'keys shared by groups of heads, divided by a temperature for each key and head',
+    build(g) {
+      const q = read(g, 'Q', 'b q hd', 'b h q d').name;
+      const shared = (name: string, stored: string, wanted: string) =>
+        g.rearrange(
+          g.widen(g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted)), 1, ['h']),
+          dims(wanted.replace('1', 'h')),
+        ).name;
+      const k = shared('K', 'b k d', 'b 1 k d');
+      const v = shared('V', 'b k e', 'b 1 k e');
+      const scores = g.op('MatMul', [q, g.op('Transpose', [k], { perm: [0, 1, 3, 2] })]);
+      const temperature = g.op('Add', [g.op('Exp', [g.input('t', g.type, dims('h 1 k')).name]), g.float(1)]);
+      finish(g, last(g, g.op('Div', [scores, temperature])), v);
+    },
+    becomes: '-',
+  },
+  {
+    name: 'BERT with a head mask',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const heads = g.unsqueeze(g.input('head_mask', g.type, dims('h')).name, [0, 2, 3]);
+      finish(g, g.op('Mul', [last(g, half(g, g.op('MatMul', [q, k]))), heads]), v);
+    },
+    becomes: '-',
+  },
+  {
+    name: 'a mask behind the softmax as well, as numbers for each key',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const mask = g.unsqueeze(to(g, g.input('mask', 'int64', dims('b k')).name, g.type), [1, 2]);
+      const scores = g.op('Add', [
+        half(g, g.op('MatMul', [q, k])),
+        g.op('Mul', [g.op('Sub', [g.float(1), mask]), g.float(-1e4)]),
+      ]);
+      finish(g, g.op('Mul', [mask, last(g, scores)]), v);
+    },
+    becomes: 'additive(b,k)',
+  },
+  {
+    name: 'probabilities times a mask of queries',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const mask = g.unsqueeze(to(g, g.input('mask', 'int64', dims('b q')).name, g.type), [1, 3]);
+      finish(g, g.op('Mul', [last(g, half(g, g.op('MatMul', [q, k]))), mask]), v);
+    },
+    refused: 'not the same for all queries',
+  },
+  {
     name: 'the exponential of log_softmax',
     build(g) {
       const [q, k, v] = plain(g);

@@ -41,7 +41,21 @@ const LOOKALIKES: readonly Lookalike[] = [
   {
     name: 'a factor for each key, as many as the head dimension has elements',
     scores: (g, s) => g.op('Mul', [s, g.input('f', g.type, dims('1 k')).name]),
-    refused: 'not the same for all keys',
+  },
+  {
+    name: 'a factor for each query and key',
+    scores: (g, s) => g.op('Mul', [s, g.input('f', g.type, dims('q k')).name]),
+    refused: 'the same neither for all keys nor for all queries',
+  },
+  {
+    name: 'a factor for each key behind the maximum over the keys',
+    scores: (g, s) => g.op('Mul', [g.op('Sub', [s, maximum(g, s, 3)]), g.input('f', g.type, dims('1 k')).name]),
+    refused: 'multiplied by a tensor that varies along the keys',
+  },
+  {
+    name: 'a factor for each key behind a number',
+    scores: (g, s) => g.op('Mul', [g.op('Add', [s, g.float(1.5)]), g.input('f', g.type, dims('1 k')).name]),
+    refused: 'multiplied by a tensor that varies along the keys',
   },
   { name: 'the maximum over the keys taken off', scores: (g, s) => g.op('Sub', [s, maximum(g, s, 3)]) },
   {

@@ -30,11 +30,13 @@ export interface MaskTerm {
   readonly scoreType?: number | undefined;
 }
 
-/** A factor on the scores that is the same for all keys. */
-export interface QueryFactor {
+/** A tensor that the scores or the probabilities are multiplied or divided by. */
+export interface Factor {
   readonly value: Value;
   readonly divide: boolean;
   readonly dimensions: readonly Dimension[];
+  /** Of scores that one number a row was added to, which is left out. */
+  readonly shifted?: boolean;
 }
 
 /** Something added to the scores that must be the same for all keys. */
@@ -49,7 +51,7 @@ export interface ScoreFormula {
   /** 0 for none. */
   readonly softcap: number;
   readonly masks: readonly MaskTerm[];
-  readonly factors: readonly QueryFactor[];
+  readonly factors: readonly Factor[];
   readonly shifts: readonly Shift[];
   readonly sink: SinkTerm | undefined;
   /** Data types that the scores are cast to on the way, in order. */
@@ -74,7 +76,7 @@ class Combination {
   #outer = 1;
   #capped = false;
   #masks: MaskTerm[] = [];
-  readonly #factors: QueryFactor[] = [];
+  readonly #factors: Factor[] = [];
   readonly #shifts: Shift[] = [];
   /** Something was added to all scores of a row: a number, or less their maximum. */
   #shifted = false;
@@ -100,7 +102,7 @@ class Combination {
       case 'factor':
         if (this.#capped || this.#masks.length > 0)
           refuse('the scores are multiplied by a tensor after a mask or a soft cap', step.value);
-        this.#factors.push(step);
+        this.#factors.push({ ...step, shifted: this.#shifted });
         break;
       case 'tanh':
         this.#cap();

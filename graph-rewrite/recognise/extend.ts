@@ -5,7 +5,7 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf, regroup } from './atoms.js';
 import { type Candidate, candidates, layoutOf, type Place } from './operands.js';
 import { outputCandidates } from './output.js';
-import type { Connection } from './site.js';
+import type { Connection } from './plan.js';
 
 /** An input of an attention operator, read from further up than the operator itself does. */
 export interface ExtendedInput extends Connection {

@@ -74,8 +74,8 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
   return { term, ...moved, reshape: aligned ? undefined : sizes, shape: aligned ? ordered : sizes, period };
 }
 
-/** The size of these leaves as the mask has it, where they are whole dimensions of it: by other names, maybe. */
-function ownSize(
+/** The size of these leaves as a tensor has it, where they are whole dimensions of it: by other names, maybe. */
+export function ownSize(
   wanted: readonly Atom[],
   dimensions: readonly (readonly Atom[])[],
   sizes: readonly Expression[],

@@ -1,7 +1,7 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 import { type Dimension, leavesOf } from './atoms.js';
-import type { SinkTerm } from './combine.js';
+import type { Factor, SinkTerm } from './combine.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { traceGuards } from './guards.js';
 import { refuse } from './refusal.js';
@@ -24,6 +24,8 @@ export interface ProbabilityTrace {
   readonly guarded: boolean;
   /** Masks whose keys get a probability of 0 once more after the softmax, which leaves rows without keys zeros. */
   readonly zeroed: readonly SelectStep[];
+  /** What they are multiplied or divided by, in order. */
+  readonly factors: readonly Factor[];
 }
 
 type SelectStep = ScoreStep & { readonly kind: 'select' };
@@ -42,6 +44,7 @@ export function traceProbabilities(
   const nodes: Node[] = [];
   const casts: number[] = [];
   const zeroed: SelectStep[] = [];
+  const factors: Factor[] = [];
   // Written as a quotient, with no maximum taken off after the masks, rows of low scores are 0/0; with none at all, those of
   // high ones ∞/∞.
   const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
@@ -50,7 +53,8 @@ export function traceProbabilities(
   let guarded = false;
   for (;;) {
     const aligned = view === start ? softmax : undefined;
-    const guards = mayBeUndefined ? undefined : traceGuards(value, aligned, inference);
+    // Guards are judged by what probabilities are, not by what a factor makes of them.
+    const guards = mayBeUndefined || factors.length > 0 ? undefined : traceGuards(value, aligned, inference);
     if (guards) {
       nodes.push(...guards.nodes);
       value = guards.value;
@@ -64,7 +68,7 @@ export function traceProbabilities(
         refuse('the probabilities are multiplied by themselves', node);
       if (product.factor !== 1) refuse('the product of probabilities and values is scaled', node);
       const side = product.operands[0].value === value ? 0 : 1;
-      return { product, side, view, nodes, casts, guarded, zeroed };
+      return { product, side, view, nodes, casts, guarded, zeroed, factors };
     }
     const output = node.outputs[0]!;
     if (sink && dropsSink(node, sink, inference)) {
@@ -77,12 +81,25 @@ export function traceProbabilities(
       casts.push(node.int('to') ?? 0);
     } else if (zeroedMask(node, value, view, steps, inference)) {
       zeroed.push(zeroedMask(node, value, view, steps, inference)!);
+    } else if (!sink && readFactor(node, value, view, inference)) {
+      factors.push(readFactor(node, value, view, inference)!);
     } else if (!node.is('Identity') && !(node.is('Dropout') && isIdleDropout(node))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }
     nodes.push(node);
     value = output;
   }
+}
+
+/** A tensor, other than the probabilities, that they are multiplied or divided by, and that leaves their shape. */
+function readFactor(node: Node, value: Value, { dimensions }: View, inference: Inference): Factor | undefined {
+  const [a, b] = node.inputs;
+  const divide = node.is('Div');
+  const factor = a === value ? b : a;
+  if (!(node.is('Mul') || (divide && a === value)) || !factor || a === b) return undefined;
+  const [shape, result] = [inference.of(value).shape, inference.of(node.outputs[0]!).shape];
+  const keepsShape = shape?.length === result?.length && shape?.every((size, i) => size.equals(result![i]!));
+  return keepsShape && inference.of(factor).shape ? { value: factor, divide, dimensions } : undefined;
 }
 
 /** The mask whose keys Where gives a probability of 0. */

@@ -11,7 +11,7 @@ import { identityView, isIdleDropout, stepView, type View } from './view.js';
 /** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
 export type ScoreStep =
   | { readonly kind: 'scale'; readonly factor: number }
-  /** Multiplied (or divided) by a tensor that does not vary along the keys. */
+  /** Multiplied (or divided) by a tensor. */
   | {
       readonly kind: 'factor';
       readonly value: Value;
