@@ -1,6 +1,6 @@
 /** Attention as PyTorch's TorchScript exporter writes torchvision's models, and others like them. */
 
-import { type Form, last, plain, testForms, write } from './form.js';
+import { type Form, last, plain, read, testForms, write } from './form.js';
 import { dims, type FuzzGraph } from './fuzz/graph.js';
 
 /** Sizes as one tensor, those that are labels read at run time. */
@@ -10,6 +10,8 @@ const shape = (g: FuzzGraph, sizes: readonly (string | number)[]) =>
     sizes.map((size) => (typeof size === 'number' ? g.ints([size]) : g.unsqueeze(g.size([size]), [0]))),
     { axis: 0 },
   );
+
+const summed = (g: FuzzGraph, x: string, axis: number) => g.op('ReduceSum', [x, g.ints([axis])], { keepdims: 0 });
 
 const FORMS: readonly Form[] = [
   {
@@ -75,6 +77,60 @@ const FORMS: readonly Form[] = [
       const v = g.input('V', g.type, dims('b e t k')).name;
       const p = last(g, g.op('Einsum', [q, k], { equation: 'bchw,bcij->bhwij' }), 3);
       g.output(g.op('Einsum', [p, v], { equation: 'bhwij,bcij->bchw' }));
+    },
+  },
+  {
+    name: 'XCiT’s class attention: one query times every key, summed',
+    sizes: { q: 1 },
+    build(g) {
+      const q = read(g, 'Q', 'b q hd', 'b h q d').name;
+      const [k, v] = [read(g, 'K', 'b k hd', 'b h k d').name, read(g, 'V', 'b k he', 'b h k e').name];
+      const scores = g.op('Mul', [summed(g, g.op('Mul', [q, k]), -1), g.float(0.5)]);
+      const p = g.op('Unsqueeze', [last(g, scores), g.ints([2])]);
+      write(g, g.op('MatMul', [p, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'XCiT’s class attention before opset 13, the sum kept as a dimension',
+    opset: 11,
+    sizes: { q: 1 },
+    build(g) {
+      const q = read(g, 'Q', 'b q hd', 'b h q d').name;
+      const [k, v] = [read(g, 'K', 'b k hd', 'b h k d').name, read(g, 'V', 'b k he', 'b h k e').name];
+      const scores = g.op('ReduceSum', [g.op('Mul', [k, q])], { axes: [3], keepdims: 1 });
+      const p = last(g, g.op('Transpose', [scores], { perm: [0, 1, 3, 2] }), 3);
+      write(g, g.op('MatMul', [p, v]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'neighbourhoods unfolded: products element by element, both of them summed',
+    sizes: { t: 9 },
+    build(g) {
+      const q = g.input('Q', g.type, dims('b h d q')).name;
+      const [k, v] = [g.input('K', g.type, dims('b h d t q')).name, g.input('V', g.type, dims('b h e t q')).name];
+      const scores = summed(g, g.op('Mul', [g.op('Unsqueeze', [q, g.ints([3])]), k]), 2);
+      const p = g.op('Unsqueeze', [last(g, g.op('Mul', [scores, g.float(0.5)]), 2), g.ints([2])]);
+      g.output(summed(g, g.op('Mul', [p, v]), 3));
+    },
+  },
+  {
+    name: 'a query that is learned, its products with a sequence summed: pooling by a linear layer',
+    refused: 'linear layer',
+    build(g) {
+      const x = g.input('X', g.type, dims('b k d')).name;
+      const learned = g.tensor('float32', [4], [0.5, -0.25, 1, 0.125]);
+      const p = g.op('Unsqueeze', [last(g, summed(g, g.op('Mul', [x, learned]), 2), 1), g.ints([1])]);
+      g.output(g.op('MatMul', [p, x]));
+    },
+  },
+  {
+    name: 'probabilities that positions are summed with',
+    refused: 'keys or values are constants',
+    build(g) {
+      const q = g.input('Q', g.type, dims('b q d')).name;
+      const k = g.input('K', g.type, dims('b d t')).name;
+      const p = last(g, g.op('MatMul', [q, k]));
+      g.output(summed(g, g.op('Mul', [p, g.tensor('float32', [3], [0, 1, 2])]), 2));
     },
   },
 ];

@@ -1,11 +1,13 @@
 import type { Node, Value } from '../graph/graph.js';
+import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 
 /**
  * A product of two tensors that sums over shared dimensions, as an einsum: a label a dimension. MatMul, Gemm,
- * FusedMatMul and Einsum all are that.
+ * FusedMatMul and Einsum all are that, and so is the sum of a product element by element.
  */
 export interface Contraction {
+  /** The node that has the result. */
   readonly node: Node;
   readonly operands: readonly [Operand, Operand];
   readonly output: Value;
@@ -35,7 +37,65 @@ export function readContraction(node: Node, inference: Inference): Contraction |
   if (node.domain === 'com.microsoft' && ['FusedMatMul', 'TransposeMatMul'].includes(node.opType))
     return matmul(node, a, b, output, [rank(a), rank(b)], node.float('alpha') ?? 1);
   if (node.is('Gemm')) return node.inputs[2] ? undefined : matmul(node, a, b, output, [2, 2], node.float('alpha') ?? 1);
+  if (node.is('Mul')) return summedProduct(node, inference);
   return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, [a, b], output, [rank(a), rank(b)]) : undefined;
+}
+
+/** The contraction that a value is the result of; undefined where it is none. */
+export function contractionTo(value: Value, inference: Inference): Contraction | undefined {
+  const node = value.producer;
+  const factor = node?.is('ReduceSum') ? node.inputs[0]?.producer : node;
+  const product = factor && readContraction(factor, inference);
+  return product?.output === value ? product : undefined;
+}
+
+/** Mul whose result is only summed, over one dimension that both operands have. */
+function summedProduct(node: Node, inference: Inference): Contraction | undefined {
+  const product = node.outputs[0]!;
+  const sum = product.uses.length === 1 && !product.isOutput ? product.uses[0]!.node : undefined;
+  const [a, b] = node.inputs.map((v) => v && inference.of(v).shape);
+  if (!sum?.is('ReduceSum') || sum.graph !== node.graph || !a || !b) return undefined;
+  const rank = Math.max(a.length, b.length);
+  const axis = summedAxis(sum, rank, inference);
+  if (axis === undefined) return undefined;
+  // What is broadcast along a dimension of the other's does not have it.
+  const labels = (shape: readonly Expression[], other: readonly Expression[], side: 'A' | 'B') =>
+    shape.map((size, i) => {
+      const facing = other[i + other.length - shape.length];
+      const at = i + rank - shape.length;
+      return size.equals(1) && facing && !facing.equals(1) ? `single${side}${at}` : `batch${at}`;
+    });
+  const [left, right] = [labels(a, b, 'A'), labels(b, a, 'B')];
+  const summed = `batch${axis}`;
+  // Other than MatMul, Mul would broadcast a size of 1 that is only known when the model runs.
+  const sizeAlong = (shape: readonly Expression[]) => shape[axis - rank + shape.length];
+  if (!sizeAlong(a)?.equals(sizeAlong(b) ?? -1)) return undefined;
+  const all = Array.from({ length: rank }, (_, i) => `batch${i}`);
+  const rename = (label: string) => {
+    if (label === summed) return 'sum';
+    if (left.includes(label) && right.includes(label)) return label;
+    return label.replace('batch', left.includes(label) ? 'row' : 'column');
+  };
+  const kept = sum.int('keepdims') === 0 ? [] : ['kept'];
+  return {
+    node: sum,
+    operands: [
+      { value: node.inputs[0]!, labels: left.map(rename) },
+      { value: node.inputs[1]!, labels: right.map(rename) },
+    ],
+    output: sum.outputs[0]!,
+    outputLabels: all.flatMap((label) => (label === summed ? kept : rename(label))),
+    factor: 1,
+  };
+}
+
+/** The one axis that ReduceSum sums over; undefined where it is not one that is known. */
+function summedAxis(sum: Node, rank: number, inference: Inference): number | undefined {
+  const given = sum.inputs[1] && inference.of(sum.inputs[1]).elements?.map((e) => e.value);
+  const axes = sum.inputs[1] ? given : sum.ints('axes');
+  const [axis] = axes ?? [];
+  if (axes?.length !== 1 || axis === undefined) return undefined;
+  return axis < 0 ? axis + rank : axis;
 }
 
 /**

@@ -89,8 +89,11 @@ export function alignOperand(view: View, labels: readonly string[], scores: Labe
   for (const [i, label] of labels.entries()) {
     const dimension = view.dimensions[i]!;
     const score = scores.get(label);
-    if (!score) own = leavesOf(dimension);
-    else if (dimension.length > 0) {
+    if (!score) {
+      const leaves = leavesOf(dimension);
+      if (own.length > 0 && leaves.length > 0) return undefined;
+      if (leaves.length > 0) own = leaves;
+    } else if (dimension.length > 0) {
       const pairs = align(dimension, score);
       if (!pairs) return undefined;
       for (const [mine, theirs] of pairs) partner.set(mine, theirs);

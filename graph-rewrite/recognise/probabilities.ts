@@ -68,6 +68,7 @@ export function traceProbabilities(
         refuse('the probabilities are multiplied by themselves', node);
       if (product.factor !== 1) refuse('the product of probabilities and values is scaled', node);
       const side = product.operands[0].value === value ? 0 : 1;
+      if (product.node !== node) nodes.push(node);
       return { product, side, view, nodes, casts, guarded, zeroed, factors };
     }
     const output = node.outputs[0]!;

@@ -3,7 +3,7 @@ import { constantOfTensor } from '../shape/constant.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import type { Dimension } from './atoms.js';
-import { type Contraction, contractedLabels, readContraction } from './contraction.js';
+import { type Contraction, contractedLabels, contractionTo } from './contraction.js';
 import { refuse, refuseProduct } from './refusal.js';
 import { joinSelections } from './selections.js';
 import { identityView, isIdleDropout, stepView, type View } from './view.js';
@@ -103,7 +103,7 @@ export function* scorePaths(input: Value, inference: Inference): Generator<reado
 /** Follows the scores along a path of {@link scorePaths}. Throws a refusal where a step of it is not understood. */
 export function traceScores(path: readonly Node[], inference: Inference): ScoreTrace {
   const [first, ...rest] = path;
-  const product = readContraction(first!, inference)!;
+  const product = contractionTo(first!.outputs[0]!, inference)!;
   const shape = inference.of(product.output).shape;
   if (shape?.length !== product.outputLabels.length)
     return refuse('the rank of the scores is not known', product.output);
@@ -138,8 +138,8 @@ function* productPaths(
   const { barren, ends } = search;
   const node = value.producer;
   if (barren.has(value)) return;
-  const product = node && readContraction(node, inference);
-  if (product && contractedLabels(product).length === 1) {
+  const product = contractionTo(value, inference);
+  if (node && product && contractedLabels(product).length === 1) {
     yield [node];
     return;
   }

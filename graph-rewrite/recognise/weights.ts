@@ -40,6 +40,7 @@ export function isLinearLayer(
 ): boolean {
   const [first, second] = operands;
   const hasBatch = second.labels.some((label) => first.labels.includes(label) && outputLabels.includes(label));
-  const isLayer = node.is('Einsum') ? !hasBatch : second.labels.length === 2;
-  return isLayer && second.value === query && isWeight(query, inference);
+  const isSum = node.is('ReduceSum');
+  const isLayer = isSum || node.is('Einsum') ? !hasBatch : second.labels.length === 2;
+  return isLayer && (isSum || second.value === query) && isWeight(query, inference);
 }
