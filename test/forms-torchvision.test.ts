@@ -133,6 +133,28 @@ const FORMS: readonly Form[] = [
       g.output(summed(g, g.op('Mul', [p, g.tensor('float32', [3], [0, 1, 2])]), 2));
     },
   },
+  {
+    name: 'HaloNet by unfolding: rows and columns of blocks before the attention, which its result goes back to',
+    sizes: { x: 3, P: 2 },
+    ownNames: false,
+    build(g) {
+      const apart = g.input('Q', g.type, dims('b h p x t d')).name;
+      const blocks = g.unsqueeze(g.op('Mul', [g.size(['p']), g.tensor('int64', [], [3])]), [0]);
+      const sizes = [shape(g, ['b', 2]), blocks, g.ints([3, 4])];
+      const q = g.op('Reshape', [apart, g.op('Concat', sizes, { axis: 0 })]);
+      const packed = g.input('KV', g.type, dims('b Phd k px')).name;
+      const split = g.op('Reshape', [packed, g.op('Concat', [shape(g, ['b', 2, 2, 4, 'k']), blocks], { axis: 0 })]);
+      const moved = g.op('Transpose', [split], { perm: [1, 0, 2, 5, 4, 3] });
+      const [k, v] = [0, 1].map((i) => g.op('Gather', [moved, g.tensor('int64', [], [i])], { axis: 0 })) as [
+        string,
+        string,
+      ];
+      const scores = g.op('Einsum', [q, k], { equation: 'bhnqd,bhnkd->bhnqk' });
+      const y = g.op('Einsum', [last(g, scores), v], { equation: 'bhnqk,bhnkd->bhnqd' });
+      const back = g.op('Reshape', [y, shape(g, ['b', 2, 'p', 3, 3, 4])]);
+      g.output(g.op('Transpose', [back], { perm: [0, 1, 5, 2, 4, 3] }));
+    },
+  },
 ];
 
 testForms(FORMS);

@@ -163,6 +163,31 @@ export interface SizedTensor {
   readonly shape: readonly Expression[];
 }
 
+/** Where the sizes of a Reshape come from: numbers, −1 for the one that is left, or an axis of a tensor. */
+type SizeSource = number | { readonly tensor: string; readonly axis: number };
+
+/**
+ * Finds sizes that a tensor is to be reshaped to among its own and those of other tensors.
+ * @returns undefined where more than one is that of none.
+ */
+export function findSizes(
+  tensor: SizedTensor,
+  sizes: readonly Expression[],
+  others: readonly SizedTensor[],
+): readonly SizeSource[] | undefined {
+  const open = sizes.filter((s) => s.value === undefined);
+  if (open.length <= 1) return sizes.map((s) => s.value ?? -1);
+  const found = sizes.map((size): SizeSource => {
+    if (size.value !== undefined) return size.value;
+    for (const { name, shape } of [tensor, ...others]) {
+      const axis = shape.findIndex((s) => s.equals(size));
+      if (axis >= 0) return { tensor: name, axis };
+    }
+    return -1;
+  });
+  return found.filter((s) => s === -1).length <= 1 ? found : undefined;
+}
+
 /** Reshapes a tensor of this shape, as {@link emitReshape}; sizes may also be those of the other tensors. */
 export function reshapeTo(
   name: string,
@@ -171,23 +196,16 @@ export function reshapeTo(
   { list, anchor }: EmissionPlace,
   others: readonly SizedTensor[] = [],
 ): string {
-  const open = sizes.filter((s) => s.value === undefined);
-  if (open.length <= 1) return list.add('Reshape', [name, list.ints(sizes.map((s) => s.value ?? -1))]);
+  const found = findSizes({ name, shape: source }, sizes, others);
+  if (!found) return refuse('sizes that a Reshape needs are not those of any tensor at hand', anchor);
+  const numbers = found.filter((s) => typeof s === 'number');
+  if (numbers.length === found.length) return list.add('Reshape', [name, list.ints(numbers)]);
   const shapes = new Map<string, string>();
-  const sizeOf = (tensor: string, axis: number) => {
-    const shape = shapes.get(tensor) ?? list.add('Shape', [tensor]);
-    shapes.set(tensor, shape);
-    return list.add('Gather', [shape, list.ints([axis])], { axis: 0 });
-  };
-  let inferred = 0;
-  const parts = sizes.map((size) => {
-    if (size.value !== undefined) return list.ints([size.value]);
-    for (const { name: from, shape } of [{ name, shape: source }, ...others]) {
-      const axis = shape.findIndex((s) => s.equals(size));
-      if (axis >= 0) return sizeOf(from, axis);
-    }
-    if (inferred++ > 0) refuse('sizes that a Reshape needs are not those of any tensor at hand', anchor);
-    return list.ints([-1]);
+  const parts = found.map((size) => {
+    if (typeof size === 'number') return list.ints([size]);
+    const shape = shapes.get(size.tensor) ?? list.add('Shape', [size.tensor]);
+    shapes.set(size.tensor, shape);
+    return list.add('Gather', [shape, list.ints([size.axis])], { axis: 0 });
   });
   return list.add('Reshape', [name, list.add('Concat', parts, { axis: 0 })]);
 }

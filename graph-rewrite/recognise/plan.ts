@@ -6,6 +6,7 @@ import type { Inference } from '../shape/inference.js';
 import { sizeOf } from './atoms.js';
 import { type BatchExpansion, expandBatch } from './broadcast.js';
 import type { ScoreFormula } from './combine.js';
+import { findSizes } from './emit.js';
 import { type Factors, type PlacedFactor, placeFactor } from './factors.js';
 import type { Joint, Side } from './joint.js';
 import {
@@ -85,9 +86,13 @@ export function plan(
   const values = placements(joint.value, keyAxes, factors.value.length > 0).filter((p) => p.factor === 1);
   const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
   if (!pair) return 'keys or values are repeated other than for groups of heads';
-  const output = outputPlacement(joint.output, queryAxes, heads);
-  if (!output) return 'the output has its dimensions in an order that no layout says';
   const [key, value] = pair;
+  const sized = [query, key, value].map((c) => ({ name: c.value.name, shape: inference.of(c.value).shape ?? [] }));
+  const output = outputPlacement(joint.output, queryAxes, heads, (at, shape) => {
+    const sizes = inference.of(at).shape;
+    return sizes !== undefined && findSizes({ name: at.name, shape }, sizes, sized) !== undefined;
+  });
+  if (!output) return 'the output has its dimensions in an order that no layout says';
   const expansion = batched ? undefined : expandBatch(query.layout, key.layout);
   if (!batched && !expansion) return 'the queries are repeated along the batch';
   const fixedHeads = [query, key, value, output].every((c) => !isMerged(parseLayout(c.layout), 'H'));
@@ -148,13 +153,24 @@ function placements(s: Side, axes: OperandAxes, nearest = false): Placed[] {
         list.push({ value, absorbed, factor, layout: formatLayout(placed.layout), heads: placed.heads, ...more });
     };
     add(found, candidate, {});
-    if (merged && !nearest) add(reshaped, merged, { merged: merged.view.root.map((d) => sizeOf(d.atoms)) });
+    const sizes = merged?.view.root.map((d) => sizeOf(d.atoms));
+    const whole = candidate.view.root.map((d) => sizeOf(d.atoms));
+    if (merged && sizes && !nearest && findSizes({ name: value.name, shape: whole }, sizes, []))
+      add(reshaped, merged, { merged: sizes });
   }
   return [...found.reverse(), ...reshaped.reverse()];
 }
 
-/** The result, where its dimensions have moved the furthest that a layout can say. */
-function outputPlacement(s: Side, axes: OperandAxes, heads: Expression): Connection | undefined {
+/**
+ * The result, where its dimensions have moved the furthest that a layout can say.
+ * @param isWritable whether a tensor's sizes can be found for a Reshape from these
+ */
+function outputPlacement(
+  s: Side,
+  axes: OperandAxes,
+  heads: Expression,
+  isWritable: (value: Value, merged: readonly Expression[]) => boolean,
+): Connection | undefined {
   const furthest = [...s.options].reverse();
   for (const merges of [false, true]) {
     for (const { candidate, alignment } of furthest) {
@@ -164,8 +180,9 @@ function outputPlacement(s: Side, axes: OperandAxes, heads: Expression): Connect
       const written = merges ? mergeDimensions(whole, alignment, axes) : whole;
       const placement = written && placeOperand(written, alignment, axes);
       if (!placement?.heads.equals(heads)) continue;
-      const more = merges ? { merged: written!.view.root.map((d) => sizeOf(d.atoms)) } : {};
-      return { value, absorbed, layout: formatLayout(placement.layout), ...more };
+      const merged = merges ? written!.view.root.map((d) => sizeOf(d.atoms)) : undefined;
+      if (merged && !isWritable(value, merged)) continue;
+      return { value, absorbed, layout: formatLayout(placement.layout), ...(merged ? { merged } : {}) };
     }
   }
   return undefined;
