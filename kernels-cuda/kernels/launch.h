@@ -81,19 +81,6 @@ struct LaunchOptions {
 // cluster. Asks the driver once for each; never takes back what another thread's launch needs.
 cudaError_t allow_launch(const void *function, int shared_bytes, bool wide_cluster = false);
 
-// Starts a kernel.
-template <typename... Formal, typename... Actual>
-cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int shared_bytes, cudaStream_t stream,
-                  const Actual &...arguments) {
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  const auto *function = reinterpret_cast<const void *>(kernel);
-  const cudaError_t error = allow_launch(function, shared_bytes);
-  if (error != cudaSuccess) return error;
-  const void *pointers[] = {&arguments...};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads),
-                          const_cast<void **>(pointers), shared_bytes, stream);
-}
-
 // Starts a kernel with options.
 template <typename... Formal, typename... Actual>
 cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), dim3 grid, int threads, int shared_bytes,
@@ -120,8 +107,15 @@ cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), 
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  const void *pointers[] = {&arguments...};
-  return cudaLaunchKernelExC(&config, function, const_cast<void **>(pointers));
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// Starts a kernel.
+template <typename... Formal, typename... Actual>
+cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int shared_bytes, cudaStream_t stream,
+                  const Actual &...arguments) {
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  return start_with({}, kernel, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes, stream, arguments...);
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

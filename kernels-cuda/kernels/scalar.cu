@@ -70,12 +70,10 @@ cudaError_t launch_append(const AppendParams &key, const AppendParams &value, cu
   int64_t blocks = divide_up(units, 256);
   if (blocks == 0) return cudaSuccess;
   if (blocks > 4096) blocks = 4096;
-  const void *arguments[] = {&key, &value};
-  const void *kernel = wide                     ? reinterpret_cast<const void *>(append_to_cache<uint4>)
-                       : key.element_bytes == 4 ? reinterpret_cast<const void *>(append_to_cache<uint32_t>)
-                                                : reinterpret_cast<const void *>(append_to_cache<uint16_t>);
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks), 2), dim3(256), const_cast<void **>(arguments), 0,
-                          stream);
+  const auto kernel = wide                     ? append_to_cache<uint4>
+                      : key.element_bytes == 4 ? append_to_cache<uint32_t>
+                                               : append_to_cache<uint16_t>;
+  return start_with({}, kernel, dim3(static_cast<unsigned>(blocks), 2), 256, 0, stream, key, value);
 }
 
 }  // namespace ortflash

@@ -1,7 +1,8 @@
 // Standalone test of the CUDA attention kernels against a double-precision reference on the GPU.
 //
-//   harness [--cases N] [--seed N] [--kernel K]   random calls through every kernel that serves them, or through one
-//                                                 (OrtFlashKernel in ortflash_attention.h)
+//   harness [--cases N] [--seed N] [--kernel K] [--scores N]
+//                                                 random calls through every kernel that serves them, or through one
+//                                                 (OrtFlashKernel in ortflash_attention.h), of at most N scores each
 //   harness --time [--kernel K]                   forward and decode speed of the kernels, as a table
 //   harness --candidates                          checks every candidate kernel, then times it beside the table's own
 //
@@ -98,11 +99,32 @@ void apply(const Wish &wish, Random &random, OrtFlashAttention &c) {
     c.queries = pick(random, {between(random, 33, 200), between(random, 200, 420)});
     c.new_keys = chance(random, 0.6) ? c.queries : between(random, 1, 900);
   }
-  if (wish.bias) c.new_keys = (c.new_keys + 7) / 8 * 8;
   c.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dimension));
   c.softcap = 0.0f;
   c.masked_value = -INFINITY;
   c.is_causal = chance(random, 0.6);
+}
+
+// The most scores that a random call has, over all heads: --scores.
+int64_t most_scores = INT64_MAX;
+
+// Takes away batch entries, heads, and at last queries and keys, until there are no more scores than that.
+void shrink(OrtFlashAttention &c) {
+  const auto scores = [&] { return int64_t{c.batch} * c.query_heads * c.queries * (c.past_keys + c.new_keys); };
+  while (scores() > most_scores) {
+    const int group = c.query_heads / c.key_heads;
+    if (c.batch > 1) {
+      --c.batch;
+    } else if (c.key_heads > 1) {
+      c.query_heads = --c.key_heads * group;
+    } else if (group > 1 && c.queries > 1) {
+      c.query_heads = (group + 1) / 2;
+    } else {
+      c.queries = (c.queries * 3 + 3) / 4;
+      c.new_keys = (c.new_keys * 3 + 3) / 4;
+      c.past_keys = c.past_keys * 3 / 4;
+    }
+  }
 }
 
 // Options, sizes and data of one random call. `tidy` ones suit the copy engine and the wide loads.
@@ -132,6 +154,8 @@ std::unique_ptr<Case> make_case(Random &random, const Wish *wish = nullptr) {
   c.masked_value = chance(random, 0.75) ? -INFINITY : pick(random, {-65504.0f, -3.4028235e38f, -1e4f, -5.0f});
 
   if (wish) apply(*wish, random, c);
+  shrink(c);
+  if (wish && wish->bias) c.new_keys = (c.new_keys + 7) / 8 * 8;
   const int keys = c.past_keys + c.new_keys;
 
   std::vector<int64_t> lengths(c.batch, keys);
@@ -226,8 +250,8 @@ Expected run_reference(const OrtFlashAttention &c) {
   const int64_t rows = int64_t{c.batch} * c.query_heads * c.queries, elements = rows * c.value_dimension;
   double *device;
   CHECK_CUDA(cudaMalloc(&device, (2 * elements + rows) * sizeof(double)));
-  reference::attention<<<rows, 32>>>(c, device, device + elements, device + 2 * elements);
-  CHECK_CUDA(cudaGetLastError());
+  CHECK_CUDA(ortflash::start(reference::attention, rows, reference::kLanes, 0, nullptr, c, device, device + elements,
+                             device + 2 * elements));
   Expected expected;
   const auto read = [&](std::vector<double> &to, int64_t offset, int64_t count) {
     to.resize(count);
@@ -378,6 +402,10 @@ int run_cases(int cases, uint64_t seed, int only) {
 
 // One candidate kernel over random calls of its kind; a line to say how it went. Null where all were right.
 int check_candidate(int number, int cases, uint64_t seed) {
+  if (static_cast<size_t>(number) >= ortflash::candidates().size()) {
+    std::fprintf(stderr, "no such candidate\n");
+    return 2;
+  }
   const ortflash::Candidate &candidate = ortflash::candidates()[number];
   int served = 0, failed = 0;
   double worst = 0;
@@ -419,6 +447,7 @@ int main(int count, char **arguments) {
     if (option == "--cases") cases = std::atoi(arguments[++n]);
     else if (option == "--seed") seed = std::strtoull(arguments[++n], nullptr, 10);
     else if (option == "--kernel") only = std::atoi(arguments[++n]);
+    else if (option == "--scores") harness::most_scores = std::max(1000, std::atoi(arguments[++n]));
     else if (option == "--check-candidate") check = std::atoi(arguments[++n]);
     else if (option == "--time-candidate") time_one = std::atoi(arguments[++n]);
   }

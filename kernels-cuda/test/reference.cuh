@@ -1,4 +1,4 @@
-// The operator's formula (graph-rewrite/op/definition.ts) in double precision, one warp a query row, plain loops: shares
+// The operator's formula (graph-rewrite/op/definition.ts) in double precision, kLanes threads a query row, plain loops: shares
 // nothing with the kernels that it judges.
 #pragma once
 #include <cuda_bf16.h>
@@ -25,8 +25,14 @@ __device__ inline double cached(const OrtFlashAttention &c, const void *past, co
                 b * added.batch + h * added.head + (j - c.past_keys) * added.sequence + d * added.dimension);
 }
 
-__device__ inline double sum_warp(double x) {
-  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+// Threads that share a row: a warp, or where threads are dear, one.
+#ifndef REFERENCE_LANES
+#define REFERENCE_LANES 32
+#endif
+constexpr int kLanes = REFERENCE_LANES;
+
+__device__ inline double sum_lanes(double x) {
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
   return x;
 }
 
@@ -43,18 +49,18 @@ __device__ inline double score(const OrtFlashAttention &c, int b, int h, int i, 
   if (!out && c.mask.kind == ORTFLASH_MASK_BOOLEAN) out = static_cast<const uint8_t *>(c.mask.data)[at] == 0;
   if (out) return c.masked_value;
   double dot = 0;
-  for (int d = threadIdx.x % 32; d < c.head_dimension; d += 32) {
+  for (int d = threadIdx.x % kLanes; d < c.head_dimension; d += kLanes) {
     dot += number(c.query.data, c.element,
                   b * c.query.batch + h * c.query.head + i * c.query.sequence + d * c.query.dimension) *
            cached(c, c.past_key, c.key, c.head_dimension, b, h / (c.query_heads / c.key_heads), j, d);
   }
-  double s = sum_warp(dot) * static_cast<double>(c.scale);
+  double s = sum_lanes(dot) * static_cast<double>(c.scale);
   if (c.softcap > 0) s = c.softcap * tanh(s / c.softcap);
   if (c.mask.kind == ORTFLASH_MASK_ADDITIVE) s += number(c.mask.data, c.element, at);
   return s;
 }
 
-// output, magnitude: (B, H, queries, Dv), Σ p·v and Σ p·|v|; lse: (B, H, queries). Blocks of one warp.
+// output, magnitude: (B, H, queries, Dv), Σ p·v and Σ p·|v|; lse: (B, H, queries). Blocks of kLanes threads.
 __global__ void attention(OrtFlashAttention c, double *output, double *magnitude, double *lse) {
   const int64_t row = blockIdx.x;
   const int i = row % c.queries, h = row / c.queries % c.query_heads, b = row / c.queries / c.query_heads;
@@ -62,7 +68,7 @@ __global__ void attention(OrtFlashAttention c, double *output, double *magnitude
   const double sink = c.sink ? number(c.sink, c.element, h) : -INFINITY;
   double highest = sink;
   for (int j = 0; j < keys; ++j) highest = fmax(highest, score(c, b, h, i, j));
-  for (int d = threadIdx.x; d < dimension; d += 32) output[row * dimension + d] = magnitude[row * dimension + d] = 0;
+  for (int d = threadIdx.x; d < dimension; d += kLanes) output[row * dimension + d] = magnitude[row * dimension + d] = 0;
   if (highest == -INFINITY) {
     lse[row] = -INFINITY;
     return;
@@ -72,13 +78,13 @@ __global__ void attention(OrtFlashAttention c, double *output, double *magnitude
     const double weight = exp(score(c, b, h, i, j) - highest);
     sum += weight;
     if (weight == 0) continue;
-    for (int d = threadIdx.x; d < dimension; d += 32) {
+    for (int d = threadIdx.x; d < dimension; d += kLanes) {
       const double v = cached(c, c.past_value, c.value, dimension, b, h / (c.query_heads / c.key_heads), j, d);
       output[row * dimension + d] += weight * v;
       magnitude[row * dimension + d] += weight * fabs(v);
     }
   }
-  for (int d = threadIdx.x; d < dimension; d += 32) {
+  for (int d = threadIdx.x; d < dimension; d += kLanes) {
     output[row * dimension + d] /= sum;
     magnitude[row * dimension + d] /= sum;
   }

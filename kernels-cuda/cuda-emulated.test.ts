@@ -1,0 +1,111 @@
+/**
+ * Every CUDA kernel, Hopper's too, run on the processor (test/emulated/threads.h) and held against double precision: sizes off
+ * every tile, layouts, masks, poisoned outputs. Needs g++, and CUDA's headers beside nvcc; no GPU.
+ */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import anyTest, { type ExecutionContext, type TestFn } from 'ava';
+import { packageFolder } from './node-paths.js';
+
+const folder = join(packageFolder(), 'kernels-cuda');
+
+function hasCompilers(): boolean {
+  return [process.env.NVCC ?? 'nvcc', process.env.CXX ?? 'g++'].every(
+    (compiler) => spawnSync(compiler, ['--version']).status === 0,
+  );
+}
+
+const test = (hasCompilers() ? anyTest.serial : anyTest.serial.skip) as TestFn;
+
+function build(where: string): string {
+  const jobs = `-j${Math.min(4, availableParallelism())}`;
+  execFileSync('make', ['-C', where, jobs, 'emulated'], { stdio: ['ignore', 'ignore', 'pipe'], maxBuffer: 1 << 28 });
+  return join(where, 'build', 'emulated', 'harness');
+}
+
+let harness = '';
+test.before(() => {
+  if (hasCompilers()) harness = build(folder);
+});
+
+interface Run {
+  readonly cases: number;
+  readonly seed: number;
+  /** OrtFlashKernel of ortflash_attention.h; all that serve a call without it. */
+  readonly kernel?: number;
+  readonly device?: Readonly<Record<string, string>>;
+}
+
+function run(program: string, { cases, seed, kernel, device }: Run) {
+  const options = ['--cases', `${cases}`, '--seed', `${seed}`, '--scores', '200000'];
+  const { status, stdout, stderr } = spawnSync(
+    program,
+    kernel === undefined ? options : [...options, '--kernel', `${kernel}`],
+    { env: { ...process.env, ...device }, encoding: 'utf8' },
+  );
+  return { status, report: `${stdout}${stderr}` };
+}
+
+function holds(t: ExecutionContext, what: Run): void {
+  t.timeout(5 * 60_000);
+  const { status, report } = run(harness, what);
+  t.log(report.trim());
+  t.is(status, 0, report);
+}
+
+test('all kernels, as on an H100', (t) => holds(t, { cases: 100, seed: 101 }));
+
+test('Hopper’s kernel where a block takes several work items', (t) =>
+  holds(t, { cases: 100, seed: 102, kernel: 4, device: { EMULATED_MULTIPROCESSORS: '5' } }));
+
+test('decode in few splits', (t) =>
+  holds(t, { cases: 100, seed: 103, kernel: 5, device: { EMULATED_MULTIPROCESSORS: '3' } }));
+
+test('what is chosen where a block has 99 KiB of shared memory', (t) =>
+  holds(t, {
+    cases: 60,
+    seed: 104,
+    kernel: 0,
+    device: { EMULATED_COMPUTE_MAJOR: '8', EMULATED_SHARED_BYTES: '101376' },
+  }));
+
+test('the candidates that the harness compares', (t) => {
+  t.timeout(5 * 60_000);
+  const check = (number: number) =>
+    spawnSync(harness, ['--check-candidate', `${number}`, '--cases', '12', '--scores', '200000'], { encoding: 'utf8' });
+  let number = 0;
+  for (; ; ++number) {
+    const { status, stdout, stderr } = check(number);
+    if (stderr.includes('no such candidate')) break;
+    t.is(status, 0, stdout + stderr);
+  }
+  t.true(number > 0);
+});
+
+/** What is taken out of a kernel, and the kernel that must be found wrong then. */
+const FAULTS = [
+  ['ampere.cuh', '    __syncthreads();  // the values are there, and no warp reads these keys any more\n', 3],
+  ['decode.cuh', '  __syncthreads();  // results take the place of the stages\n', 5],
+  ['hopper.cuh', '        ptx::barrier_wait(empty, ring.parity() ^ 1);\n', 4],
+] as const;
+
+test('a barrier left out of a kernel is found', (t) => {
+  t.timeout(9 * 60_000);
+  const copy = mkdtempSync(join(tmpdir(), 'ort-flash-faults-'));
+  t.teardown(() => rmSync(copy, { recursive: true, force: true }));
+  for (const part of ['Makefile', 'include', 'kernels', 'test'])
+    cpSync(join(folder, part), join(copy, part), { recursive: true });
+  for (const [name, barrier] of FAULTS) {
+    const file = join(copy, 'kernels', name);
+    const text = readFileSync(file, 'utf8');
+    t.is(text.split(barrier).length, 2, `${name} has the barrier once`);
+    writeFileSync(file, text.replace(barrier, ''));
+  }
+  const faulty = build(copy);
+  for (const [name, , kernel] of FAULTS) {
+    const { status, report } = run(faulty, { cases: 60, seed: 105, kernel });
+    t.not(status, 0, `${name}: ${report}`);
+  }
+});
