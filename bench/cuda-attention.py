@@ -26,11 +26,12 @@ from torch.nn.functional import scaled_dot_product_attention
 import ort_peer
 
 AUTOMATIC, AMPERE, HOPPER = 0, 3, 4
+ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ADDITIVE = 2
 SETS = 3
 GRAPH_RUNS = 32
 ROTATED_BYTES = 128 * 2**20  # what buffers take turns for: more than twice the L2 cache of an H100
-SECTIONS = ["forward_tflops", "masked_tflops", "decode", "long"]
+SECTIONS = ["forward_tflops", "masked_tflops", "decode", "float32_tflops", "long"]
 BACKENDS = {"torch_flash": SDPBackend.FLASH_ATTENTION, "torch_cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -54,7 +55,7 @@ class Attention(ctypes.Structure):
         + [(n, ctypes.c_void_p) for n in ("key_lengths", "sink", "log_sum_exp")]
         + [("scale", ctypes.c_float), ("softcap", ctypes.c_float)]
         + [(n, ctypes.c_int32) for n in ("is_causal", "left_window", "right_window", "align_end")]
-        + [("masked_value", ctypes.c_float)])
+        + [("masked_value", ctypes.c_float), ("allow_tf32", ctypes.c_int32)])
 
 
 class Ours:
@@ -69,16 +70,16 @@ class Ours:
         self._run.argtypes = [ctypes.c_void_p] * 3
         self._workspace.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)]
 
-    def prepare(self, q, k, v, causal, kernel=AUTOMATIC, mask=None):
+    def prepare(self, q, k, v, causal, kernel=AUTOMATIC, mask=None, allow_tf32=False):
         """A function that runs one call, and its output; q, k, v (B, H, S, D). None where the kernel does not serve it."""
         y = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
         see = lambda t: Tensor(t.data_ptr(), *t.stride())
         call = Attention(
-            element=1 if q.dtype == torch.float16 else 2, kernel=kernel, batch=q.shape[0], query_heads=q.shape[1],
+            element=ELEMENTS[q.dtype], kernel=kernel, batch=q.shape[0], query_heads=q.shape[1],
             key_heads=k.shape[1], queries=q.shape[2], new_keys=k.shape[2], past_keys=0, head_dimension=q.shape[3],
             value_dimension=v.shape[3], query=see(q), key=see(k), value=see(v), output=see(y),
             scale=1 / math.sqrt(q.shape[3]), is_causal=causal, left_window=-1, right_window=-1,
-            masked_value=-math.inf)
+            masked_value=-math.inf, allow_tf32=allow_tf32)
         if mask is not None:
             step = [0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride())]
             call.mask = Mask(mask.data_ptr(), ADDITIVE, mask.shape[0], mask.shape[3], *step)
@@ -277,6 +278,22 @@ def decode_rows(ours, dtype):
         yield row
 
 
+def float32_rows(ours):
+    """Float32, exact and with operands in tf32, against PyTorch's memory-efficient backend, which is exact too unless asked."""
+    for dimension in (64, 128, 256):
+        shape = (4, 2048 // dimension, 4096, dimension)
+        sets = [[torch.randn(shape, device="cuda") for _ in range(3)] for _ in range(SETS)]
+        attend = torch_backend(SDPBackend.EFFICIENT_ATTENTION, False)
+        made = {name: [ours.prepare(*s, False, allow_tf32=name == "tf32") for s in sets] for name in ("exact", "tf32")}
+        ways = {name: [run for run, _ in pairs] for name, pairs in made.items()}
+        ways["torch_efficient"] = [lambda s=s: attend(*s) for s in sets]
+        work = 4 * shape[0] * shape[1] * shape[2]**2 * dimension
+        row = {"heads": shape[1], "dimension": dimension, "tokens": shape[2]}
+        row |= {name: time and work / time * 1e-9 for name, time in times_ms(ways).items()}
+        row |= {name + "_error": error_of(pairs[0][1], *sets[0], False) for name, pairs in made.items()}
+        yield row
+
+
 def long_row(ours):
     """131,072 tokens in one call, and the memory that takes beyond its inputs and output."""
     q, k, v = (torch.randn(1, 8, 131072, 128, dtype=torch.float16, device="cuda") for _ in range(3))
@@ -315,9 +332,9 @@ def summarise(result):
         rows = [row for row in forward if row["dimension"] == dimension]
         summary[f"hopper / {cudnn}, {dimension}"] = ratio(rows, "hopper", [cudnn])
         summary[f"ampere / torch_flash, {dimension}"] = ratio(rows, "ampere", ["torch_flash"])
-    summary["masked / unmasked"] = {f"{row['dimension']} {row['mask']}": row["of_unmasked"] for row in result["masked_tflops"]}
+    summary["masked / unmasked"] = {f"{row['dtype']} {row['dimension']} {row['mask']}": row["of_unmasked"] for row in result["masked_tflops"]}
     summary["decode, microseconds, ours and cuDNN's"] = {
-        row["keys"]: [row["ours_us"], row.get("torch_cudnn_us")] for row in result["decode"]}
+        f"{row['dtype']} {row['keys']}": [row["ours_us"], row.get("torch_cudnn_us")] for row in result["decode"]}
     errors = [row["hopper_error"] / row["torch_flash_error"] for row in forward
               if row.get("hopper_error") and row.get("torch_flash_error")]
     summary["largest error / torch_flash's"] = max(errors) if errors else None
@@ -347,8 +364,9 @@ def measure(arguments, types):
               "cudnn": torch.backends.cudnn.version(), "date": datetime.date.today().isoformat()}
     sections = (
         ("forward_tflops", [(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t)) for t in types]),
-        ("masked_tflops", [("additive mask", masked_rows(ours, torch.float16))]),
-        ("decode", [("decode, 32 heads on 8 of 128", decode_rows(ours, torch.float16))]),
+        ("masked_tflops", [(f"additive mask, {t}", masked_rows(ours, t)) for t in types]),
+        ("decode", [(f"decode, {t}, 32 heads on 8 of 128", decode_rows(ours, t)) for t in types]),
+        ("float32_tflops", [("float32, TFLOP/s", float32_rows(ours))]),
         ("long", [("131,072 tokens", (long_row(ours) for _ in range(1)))]),
     )
     for section, parts in sections:

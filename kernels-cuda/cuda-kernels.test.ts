@@ -67,7 +67,7 @@ test('every kernel compiles, and none spills where it counts', (t) => {
   t.timeout(9.5 * 60_000);
   compile();
   const reports = readdirSync(build)
-    .filter((file) => /^(ampere|decode|hopper|float32|scalar)\w*\.log$/.test(file))
+    .filter((file) => /^(ampere|decode|hopper|float32|tf32|scalar)\w*\.log$/.test(file))
     .flatMap((file) => readReport(readFileSync(join(build, file), 'utf8')));
   const of = (name: string) => reports.filter(({ kernel }) => kernel.includes(name));
   // Two element types, three head dimensions, with and without rules. Hopper: one more for additive masks, and for short rows
@@ -77,6 +77,7 @@ test('every kernel compiles, and none spills where it counts', (t) => {
   t.is(of('ampere_attention').length, 32);
   t.is(of('decode_attention').length, 48);
   t.is(of('float32_attention').length, 6);
+  t.is(of('tf32_attention').length, 12);
   t.is(of('scalar_attention').length, 6);
   t.deepEqual(new Set(of('hopper_attention').map((report) => report.architecture)), new Set(['sm_90a']));
   for (const { kernel, architecture, registers, spillBytes } of reports) {

@@ -68,7 +68,7 @@ anyTest.before((t) => {
 anyTest.after.always(() => rmSync(folder, { recursive: true, force: true }));
 
 /** Runs prepared folders in one process; its line for each. `optimize`: see test/session.cpp. */
-function run(folders: readonly string[], mode: 'cpu' | 'optimize' = 'cpu'): string[] {
+function run(folders: readonly string[], mode: 'cpu' | 'tf32' | 'optimize' = 'cpu'): string[] {
   const command = [onnxRuntimePath(), library, mode, ...folders];
   try {
     const output = execFileSync(runner, command, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
@@ -110,6 +110,22 @@ test('random calls in every layout give what the double-precision reference give
     { numRuns: 60, endOnFailure: true },
   );
   t.pass();
+});
+
+test('tf32 is used where the session allows it, and only for float32', (t) => {
+  const random = seeded(7);
+  const folders = (['float32', 'float16'] as const).map((type) => {
+    const target = join(folder, `tf32-${type}`);
+    writeRandomCase(random, type, target);
+    return target;
+  });
+  for (const line of run(folders)) t.true(line.startsWith('ok '), line);
+  const [rounded = '', exact = ''] = run(folders, 'tf32');
+  t.true(exact.startsWith('ok '), exact);
+  // Outside the tolerance of float32, and no further off than 10 bits explain.
+  const [, got, wanted] = /^failed .* is (\S+), expected (\S+)$/.exec(rounded) ?? [];
+  const difference = Math.abs(Number(got) - Number(wanted));
+  t.true(difference > 1e-6 && difference < 1e-2, rounded);
 });
 
 test('the standard’s own cases of Attention hold', (t) => {

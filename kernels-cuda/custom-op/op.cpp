@@ -25,6 +25,8 @@ constexpr const char *kDomain = "ortflash";
 constexpr const char *kName = "FlashAttention";
 // TensorProto::DOUBLE: a softmax in double precision, which the kernels do not have.
 constexpr int64_t kDoublePrecision = 11;
+// Of the session that the library is registered with: "1" lets float32 nodes round to tf32 what they multiply.
+constexpr const char *kAllowTf32 = "ortflash.allow_tf32";
 
 #ifdef ORTFLASH_ON_CPU  // a build for tests, with a reference implementation in place of the kernels
 constexpr const char *kProvider = nullptr;
@@ -151,8 +153,8 @@ Attributes read_attributes(const OrtApi &api, const OrtShapeInferContext *contex
 
 class Kernel {
  public:
-  Kernel(const OrtApi &api, const OrtKernelInfo *info, int32_t element)
-      : api_(api), element_(element), attributes_(read_attributes(api, info)) {
+  Kernel(const OrtApi &api, const OrtKernelInfo *info, int32_t element, bool allow_tf32)
+      : api_(api), element_(element), allow_tf32_(allow_tf32), attributes_(read_attributes(api, info)) {
     if (attributes_.softmax_precision == kDoublePrecision)
       throw std::invalid_argument("FlashAttention: a softmax in double precision is not supported on CUDA");
     if (const char *wrong = ortflash_device_check()) throw std::runtime_error(std::string("FlashAttention: ") + wrong);
@@ -176,6 +178,7 @@ class Kernel {
     Problem problem = resolve_problem(attributes_, inputs);
     OrtFlashAttention &call = problem.call;
     call.element = element_;
+    call.allow_tf32 = allow_tf32_;
     const auto at = [&](const void *base, int64_t offset) {
       return const_cast<char *>(static_cast<const char *>(base)) + offset * element_bytes();
     };
@@ -259,6 +262,7 @@ class Kernel {
 
   const OrtApi &api_;
   const int32_t element_;
+  const bool allow_tf32_;
   const Attributes attributes_;
   OrtAllocator *allocator_ = nullptr;
   const OrtMemoryInfo *memory_ = nullptr;  // of the allocator
@@ -351,9 +355,10 @@ struct Operator : OrtCustomOp {
   const OrtApi *api;
   int32_t element;
   ONNXTensorElementDataType type;
+  bool allow_tf32;
 
-  Operator(int32_t own_element, ONNXTensorElementDataType own_type)
-      : OrtCustomOp{}, api(nullptr), element(own_element), type(own_type) {
+  Operator(int32_t own_element, ONNXTensorElementDataType own_type, bool tf32 = false)
+      : OrtCustomOp{}, api(nullptr), element(own_element), type(own_type), allow_tf32(tf32) {
     version = kApiVersion;
     GetName = [](const OrtCustomOp *) { return kName; };
     GetExecutionProviderType = [](const OrtCustomOp *) { return kProvider; };
@@ -375,7 +380,7 @@ struct Operator : OrtCustomOp {
     };
     CreateKernelV2 = [](const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **kernel) {
       const auto &own = *static_cast<const Operator *>(op);
-      return guarded(*own.api, [&] { *kernel = new Kernel(*own.api, info, own.element); });
+      return guarded(*own.api, [&] { *kernel = new Kernel(*own.api, info, own.element, own.allow_tf32); });
     };
     KernelComputeV2 = [](void *kernel, OrtKernelContext *context) {
       const auto &own = *static_cast<const Kernel *>(kernel);
@@ -403,6 +408,31 @@ bool infers_safely(const OrtApiBase *base) {
   return std::sscanf(base->GetVersionString(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 24);
 }
 
+// Operators and domain live as long as the library: sessions keep pointers to them.
+OrtCustomOpDomain *make_domain(const OrtApi *api, const OrtApiBase *base, Operator (&operators)[3]) {
+  OrtCustomOpDomain *made;
+  check(api->CreateCustomOpDomain(kDomain, &made));
+  for (Operator &op : operators) {
+    op.api = api;
+    if (!infers_safely(base)) op.InferOutputShapeFn = nullptr;
+    check(api->CustomOpDomain_Add(made, &op));
+  }
+  Operator::global_api = api;
+  return made;
+}
+
+bool allows_tf32(const OrtApi *api, const OrtSessionOptions *options) {
+  int has = 0;
+  check(api->HasSessionConfigEntry(options, kAllowTf32, &has));
+  if (!has) return false;
+  char value[8];
+  size_t size = sizeof value;
+  check(api->GetSessionConfigEntry(options, kAllowTf32, value, &size));
+  const std::string text = value;
+  if (text != "0" && text != "1") throw std::invalid_argument(std::string(kAllowTf32) + " is 0 or 1, not " + text);
+  return text == "1";
+}
+
 }  // namespace
 }  // namespace ortflash
 
@@ -414,22 +444,14 @@ extern "C" ORTFLASH_EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *optio
     const OrtApi *oldest = base->GetApi(1);
     return oldest->CreateStatus(ORT_FAIL, "ortflash: ONNX Runtime 1.18 or later is needed");
   }
-  // Operators and domain live as long as the library: sessions keep pointers to them.
-  static Operator operators[] = {{ORTFLASH_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
-                                 {ORTFLASH_BFLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
-                                 {ORTFLASH_FLOAT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT}};
+  constexpr auto kFloat16 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, kFloat32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                 kBfloat16 = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  static Operator exact[] = {{ORTFLASH_FLOAT16, kFloat16}, {ORTFLASH_BFLOAT16, kBfloat16}, {ORTFLASH_FLOAT32, kFloat32}};
+  static Operator rounding[] = {
+      {ORTFLASH_FLOAT16, kFloat16}, {ORTFLASH_BFLOAT16, kBfloat16}, {ORTFLASH_FLOAT32, kFloat32, true}};
   return guarded(*api, [&] {
-    static OrtCustomOpDomain *const domain = [&] {
-      OrtCustomOpDomain *made;
-      check(api->CreateCustomOpDomain(kDomain, &made));
-      for (Operator &op : operators) {
-        op.api = api;
-        if (!infers_safely(base)) op.InferOutputShapeFn = nullptr;
-        check(api->CustomOpDomain_Add(made, &op));
-      }
-      Operator::global_api = api;
-      return made;
-    }();
-    check(api->AddCustomOpDomain(options, domain));
+    static OrtCustomOpDomain *const exact_domain = make_domain(api, base, exact);
+    static OrtCustomOpDomain *const rounding_domain = make_domain(api, base, rounding);
+    check(api->AddCustomOpDomain(options, allows_tf32(api, options) ? rounding_domain : exact_domain));
   });
 }

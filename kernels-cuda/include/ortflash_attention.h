@@ -26,7 +26,8 @@ enum OrtFlashKernel {
   ORTFLASH_FLOAT32_TILED = 2,
   ORTFLASH_AMPERE = 3,    /* mma.sync and cp.async, FlashAttention-2 */
   ORTFLASH_HOPPER = 4,    /* wgmma and TMA, FlashAttention-3 */
-  ORTFLASH_DECODE = 5     /* few queries, split over the keys */
+  ORTFLASH_DECODE = 5,    /* few queries, split over the keys */
+  ORTFLASH_TF32 = 6       /* float32 with operands rounded to tf32 */
 };
 
 /* Element (b, h, s, d) is data[b·batch + h·head + s·sequence + d·dimension]. */
@@ -62,6 +63,7 @@ typedef struct OrtFlashAttention {
   float scale, softcap;
   int32_t is_causal, left_window, right_window, align_end;
   float masked_value;
+  int32_t allow_tf32;               /* float32: both products may take operands of 10 bits behind the point */
 } OrtFlashAttention;
 
 /*

@@ -12,6 +12,7 @@
 #include "float32.cuh"
 #include "launch.h"
 #include "scalar.cuh"
+#include "tf32.cuh"
 
 namespace ortflash {
 
@@ -147,6 +148,7 @@ static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
+static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
 // Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
 int shared_bytes(int kernel, const AttentionParams &p, bool small) {
@@ -159,6 +161,9 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
     case ORTFLASH_FLOAT32_TILED:
       return by_tile(sizeof(Float32Kernel<64>::Shared), sizeof(Float32Kernel<128>::Shared),
                      sizeof(Float32Kernel<256>::Shared));
+    case ORTFLASH_TF32:
+      return by_tile(sizeof(Tf32Kernel<64, false>::Shared), sizeof(Tf32Kernel<128, false>::Shared),
+                     sizeof(Tf32Kernel<256, false>::Shared));
     case ORTFLASH_AMPERE:
       return by_tile(AmpereKernel<__half, 64>::kSharedBytes, AmpereKernel<__half, 128>::kSharedBytes,
                      small ? AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes
@@ -182,8 +187,10 @@ bool has_decode_grid(const AttentionParams &p) {
 int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
   const int widest = std::max(p.head_dimension, p.value_dimension);
   if (widest > 256) return ORTFLASH_SCALAR;
-  if (c.element == ORTFLASH_FLOAT32)
+  if (c.element == ORTFLASH_FLOAT32) {
+    if (c.allow_tf32 && fits(ORTFLASH_TF32, p, device)) return ORTFLASH_TF32;
     return fits(ORTFLASH_FLOAT32_TILED, p, device) ? ORTFLASH_FLOAT32_TILED : ORTFLASH_SCALAR;
+  }
   const bool few_rows = p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32 && has_decode_grid(p);
   if (few_rows && fits(ORTFLASH_DECODE, p, device)) return ORTFLASH_DECODE;
   const bool hopper = device.major == 9 && p.keys > 0 && is_box_readable(p.query, c, p.query_heads, p.queries) &&
@@ -196,7 +203,9 @@ int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const De
 const char *check_choice(const OrtFlashAttention &c, const AttentionParams &p, const Device &device, int kernel) {
   if (kernel == ORTFLASH_SCALAR) return nullptr;
   if (std::max(p.head_dimension, p.value_dimension) > 256) return "this kernel serves head dimensions up to 256";
-  if ((kernel == ORTFLASH_FLOAT32_TILED) != (c.element == ORTFLASH_FLOAT32)) return "wrong element type for this kernel";
+  const bool for_float32 = kernel == ORTFLASH_FLOAT32_TILED || kernel == ORTFLASH_TF32;
+  if (for_float32 != (c.element == ORTFLASH_FLOAT32)) return "wrong element type for this kernel";
+  if (kernel == ORTFLASH_TF32 && !c.allow_tf32) return "the call does not allow tf32";
   if (kernel == ORTFLASH_HOPPER) {
     if (device.major != 9) return "this kernel needs compute capability 9.0";
     if (p.keys == 0 || !is_box_readable(p.query, c, p.query_heads, p.queries) ||
@@ -204,7 +213,7 @@ const char *check_choice(const OrtFlashAttention &c, const AttentionParams &p, c
       return "the copy engine cannot read these strides";
   }
   if (kernel == ORTFLASH_DECODE && !has_decode_grid(p)) return "this kernel serves up to 65,535 heads and batch entries";
-  return kernel < ORTFLASH_SCALAR || kernel > ORTFLASH_DECODE ? "no such kernel" : nullptr;
+  return kernel < ORTFLASH_SCALAR || kernel > ORTFLASH_TF32 ? "no such kernel" : nullptr;
 }
 
 size_t take(size_t &end, size_t bytes) {
@@ -434,6 +443,11 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
 cudaError_t launch_float(const Plan &plan, cudaStream_t stream) {
   const AttentionParams &p = plan.params;
   if (plan.kernel == ORTFLASH_SCALAR) return launch_scalar<float>(p, stream);
+  if (plan.kernel == ORTFLASH_TF32) {
+    return plan.tile == 64    ? launch_tf32<64>(p, plan.rules, stream)
+           : plan.tile == 128 ? launch_tf32<128>(p, plan.rules, stream)
+                              : launch_tf32<256>(p, plan.rules, stream);
+  }
   return plan.tile == 64    ? launch_float32<64>(p, stream)
          : plan.tile == 128 ? launch_float32<128>(p, stream)
                             : launch_float32<256>(p, stream);
@@ -458,7 +472,7 @@ extern "C" const char *ortflash_attention_workspace(const OrtFlashAttention *cal
 }
 
 extern "C" const char *ortflash_attention_kernel_name(const OrtFlashAttention *call) {
-  static const char *const names[] = {"", "scalar", "float32", "ampere", "hopper", "decode"};
+  static const char *const names[] = {"", "scalar", "float32", "ampere", "hopper", "decode", "tf32"};
   Plan plan;
   const char *wrong = make_plan(*call, plan);
   return wrong ? wrong : names[plan.kernel];

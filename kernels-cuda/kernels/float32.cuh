@@ -16,11 +16,11 @@ struct Float32Kernel {
 };
 
 // Rows of a strided matrix → shared memory; zeros outside.
-template <int kRows, int kHeadDimension, int kPitch>
+template <int kRows, int kHeadDimension, int kPitch, int kThreads>
 __device__ inline void load_rows(float (&tile)[kRows][kPitch], const float *matrix, const OrtFlashTensor &t,
                                  int first_row, int row_limit, int column_limit, bool wide) {
   if (wide) {
-    for (int i = threadIdx.x; i < kRows * kHeadDimension / 4; i += 256) {
+    for (int i = threadIdx.x; i < kRows * kHeadDimension / 4; i += kThreads) {
       const int row = i / (kHeadDimension / 4), column = i % (kHeadDimension / 4) * 4;
       float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (first_row + row < row_limit && column < column_limit)
@@ -30,7 +30,7 @@ __device__ inline void load_rows(float (&tile)[kRows][kPitch], const float *matr
     return;
   }
   const bool along_rows = t.sequence == 1 && t.dimension != 1;
-  for (int i = threadIdx.x; i < kRows * kHeadDimension; i += 256) {
+  for (int i = threadIdx.x; i < kRows * kHeadDimension; i += kThreads) {
     const int row = along_rows ? i % kRows : i / kHeadDimension, column = along_rows ? i / kRows : i % kHeadDimension;
     const bool take = first_row + row < row_limit && column < column_limit;
     tile[row][column] = take ? matrix[(first_row + row) * t.sequence + column * t.dimension] : 0.0f;
@@ -74,14 +74,15 @@ __global__ void __launch_bounds__(256) float32_attention(const __grid_constant__
 #pragma unroll
   for (int r = 0; r < 4; ++r) maximum[r] = kMinusInfinity;
 
-  load_rows<Kernel::kRows, kHeadDimension>(shared.query, base(p.query, h), p.query, first_query, p.queries,
-                                           p.head_dimension, p.wide_loads);
+  constexpr int kPitch = Kernel::kPitch, kThreads = Kernel::kThreads;
+  load_rows<Kernel::kRows, kHeadDimension, kPitch, kThreads>(shared.query, base(p.query, h), p.query, first_query,
+                                                             p.queries, p.head_dimension, p.wide_loads);
   for (int first_key = visit.begin; first_key < visit.end; first_key += Kernel::kKeys) {
     __syncthreads();
-    load_rows<Kernel::kKeys, kHeadDimension>(shared.key, keys, p.key, first_key, p.keys, p.head_dimension,
-                                             p.wide_loads);
-    load_rows<Kernel::kKeys, kHeadDimension>(shared.value, values, p.value, first_key, readable, p.value_dimension,
-                                             p.wide_loads);
+    load_rows<Kernel::kKeys, kHeadDimension, kPitch, kThreads>(shared.key, keys, p.key, first_key, p.keys,
+                                                               p.head_dimension, p.wide_loads);
+    load_rows<Kernel::kKeys, kHeadDimension, kPitch, kThreads>(shared.value, values, p.value, first_key, readable,
+                                                               p.value_dimension, p.wide_loads);
     __syncthreads();
     float score[4][2] = {};
 #pragma unroll 4

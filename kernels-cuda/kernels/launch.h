@@ -38,6 +38,9 @@ bool has_decode_form(DecodeForm form);
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
 
+template <int kHeadDimension>
+cudaError_t launch_tf32(const AttentionParams &p, bool rules, cudaStream_t stream);
+
 template <typename Element>
 cudaError_t launch_scalar(const AttentionParams &p, cudaStream_t stream);
 

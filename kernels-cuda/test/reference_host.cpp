@@ -54,6 +54,14 @@ void store(void *data, int element, int64_t index, double x) {
   }
 }
 
+// What a product takes of x: all of it, or, where a call of float32 allows tf32, 10 bits behind the point.
+double operand(const OrtFlashAttention &c, double x) {
+  if (!c.allow_tf32 || c.element != ORTFLASH_FLOAT32) return x;
+  int exponent;
+  const double fraction = std::frexp(x, &exponent);
+  return std::ldexp(std::round(std::ldexp(fraction, 11)), exponent - 11);
+}
+
 // Rows (b, h, j) of keys or values, past ones first.
 struct Cache {
   const OrtFlashAttention &call;
@@ -95,9 +103,9 @@ double score(const OrtFlashAttention &c, const Cache &key, int b, int h, int i, 
   if (out) return c.masked_value;
   double dot = 0;
   for (int d = 0; d < c.head_dimension; ++d) {
-    dot += load(c.query.data, c.element,
-                b * c.query.batch + h * c.query.head + i * c.query.sequence + d * c.query.dimension) *
-           key(b, h / (c.query_heads / c.key_heads), j, d);
+    const double query = load(c.query.data, c.element,
+                              b * c.query.batch + h * c.query.head + i * c.query.sequence + d * c.query.dimension);
+    dot += operand(c, query) * operand(c, key(b, h / (c.query_heads / c.key_heads), j, d));
   }
   dot *= c.scale;
   return (c.softcap > 0 ? c.softcap * std::tanh(dot / c.softcap) : dot) + bias;
@@ -114,7 +122,7 @@ void attend_row(const OrtFlashAttention &c, const Cache &key, const Cache &value
   for (int j = 0; j < keys; ++j) {
     if (weights[j] == 0) continue;
     for (int d = 0; d < c.value_dimension; ++d)
-      output[d] += weights[j] / sum * value(b, h / (c.query_heads / c.key_heads), j, d);
+      output[d] += operand(c, weights[j]) / sum * operand(c, value(b, h / (c.query_heads / c.key_heads), j, d));
   }
   for (int d = 0; d < c.value_dimension; ++d) {
     store(c.output.data, c.element,

@@ -1,6 +1,6 @@
 // Runs models with the custom-op library through ONNX Runtime's C API and compares their outputs.
 //
-//   session ONNXRUNTIME LIBRARY cpu|cuda|optimize FOLDER...
+//   session ONNXRUNTIME LIBRARY cpu|tf32|cuda|optimize FOLDER...
 //
 // "optimize" runs on the CPU and also writes the graph that ONNX Runtime made of the model, fused but for no device in
 // particular, to FOLDER/optimized.onnx, and what it tells of the outputs' shapes to FOLDER/shapes.txt.
@@ -148,6 +148,7 @@ double run_model(OrtEnv *env, const std::string &folder, const char *library, co
   auto tensors = read_tensors(folder);
   OrtSessionOptions *options;
   check(api->CreateSessionOptions(&options));
+  if (mode == "tf32") check(api->AddSessionConfigEntry(options, "ortflash.allow_tf32", "1"));
   check(api->RegisterCustomOpsLibrary_V2(options, library));
   if (mode == "optimize") {
     check(api->SetSessionGraphOptimizationLevel(options, ORT_ENABLE_EXTENDED));

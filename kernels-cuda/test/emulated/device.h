@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 #include <type_traits>
 
@@ -54,6 +55,12 @@ inline int __any_sync(unsigned, int holds) {
     for (int *one : all) *one = any;
   });
   return given;
+}
+
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
 }
 
 template <typename T>

@@ -69,6 +69,14 @@ void load_matrix(uint32_t (&r)[4], uint32_t shared) {
 inline void load_matrix_x4(uint32_t (&r)[4], uint32_t shared) { load_matrix<false>(r, shared); }
 inline void load_matrix_x4_transposed(uint32_t (&r)[4], uint32_t shared) { load_matrix<true>(r, shared); }
 
+// Ties go away from zero.
+inline uint32_t to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const bool finite = (bits >> 23 & 0xff) != 0xff;
+  return (finite ? bits + 0x1000 : bits) & ~uint32_t{0x1fff};
+}
+
 struct Half {
   static float low(uint32_t pair) { return __half2float(__half(__half_raw{static_cast<uint16_t>(pair)})); }
 };
@@ -120,6 +128,33 @@ inline void multiply_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
 }
 inline void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   multiply<Bfloat16>(d, a, b0, b1);
+}
+
+// Of a 16×8×8 product: lane l holds of A rows l/4 (r even) and l/4 + 8 (odd), columns l mod 4 (r < 2) and 4 further; of B row
+// l mod 4 and 4 further, column l/4; D as above.
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Given {
+    float *d;
+    const uint32_t *a;
+    uint32_t b[2];
+  } given{d, a, {b0, b1}};
+  emulated::together("mma.tf32", given, [](Given *const(&all)[emulated::kLanes]) {
+    const auto number = [](uint32_t bits) {
+      if (bits & 0x1fff) fail("an operand that is not tf32");
+      float x;
+      std::memcpy(&x, &bits, 4);
+      return x;
+    };
+    for (int lane = 0; lane < emulated::kLanes; ++lane) {
+      for (int e = 0; e < 4; ++e) {
+        const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+        for (int k = 0; k < 8; ++k) {
+          all[lane]->d[e] += number(all[row % 8 * 4 + k % 4]->a[row / 8 + k / 4 * 2]) *
+                             number(all[column * 4 + k % 4]->b[k / 4]);
+        }
+      }
+    }
+  });
 }
 
 // ---- Hopper -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,24 @@
+#include "launch.h"
+#include "tf32.cuh"
+
+namespace ortflash {
+namespace {
+
+template <typename Kernel>
+cudaError_t launch(const AttentionParams &p, cudaStream_t stream) {
+  const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
+  return start(tf32_attention<Kernel>, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
+}
+
+}  // namespace
+
+template <int kHeadDimension>
+cudaError_t launch_tf32(const AttentionParams &p, bool rules, cudaStream_t stream) {
+  return rules ? launch<Tf32Kernel<kHeadDimension, true>>(p, stream) : launch<Tf32Kernel<kHeadDimension, false>>(p, stream);
+}
+
+template cudaError_t launch_tf32<64>(const AttentionParams &, bool, cudaStream_t);
+template cudaError_t launch_tf32<128>(const AttentionParams &, bool, cudaStream_t);
+template cudaError_t launch_tf32<256>(const AttentionParams &, bool, cudaStream_t);
+
+}  // namespace ortflash
