@@ -112,8 +112,8 @@ function loweredFill(
   type: DataTypeName,
   inference: Inference,
 ): number | undefined {
-  const { fill } = masks[at]!.term;
-  const lower = absorbingFill(dataTypeOf(type));
+  const { fill, scaledBy } = masks[at]!.term;
+  const lower = absorbingFill(dataTypeOf(type), scaledBy);
   if (absorbs(fill, dataTypeOf(type))) return fill;
   if (fill > HIGHEST_ADDED_FILL || lower === undefined) return undefined;
   const isSame = ({ term }: MaskPlacement) => term.kind === 'boolean' && term.fill === fill;

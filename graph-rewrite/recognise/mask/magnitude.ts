@@ -20,9 +20,10 @@ export function absorbs(fill: number, type: number): boolean {
   return type === FLOAT || type === BFLOAT16 ? fill <= -1e30 : type === DOUBLE && fill <= -1e37;
 }
 
-/** A finite fill that {@link absorbs}, and far enough from the lowest number to be scaled; undefined where none does. */
-export function absorbingFill(type: number): number | undefined {
-  return type === FLOAT || type === BFLOAT16 ? -1e35 : type === DOUBLE ? -1e40 : undefined;
+/** A fill that {@link absorbs} and stays finite divided by this factor; undefined where there is none. */
+export function absorbingFill(type: number, factor: number): number | undefined {
+  if (type === DOUBLE) return Math.abs(factor) > 1e-200 ? -1e40 : undefined;
+  return (type === FLOAT || type === BFLOAT16) && Math.abs(factor) > 1e-3 ? -1e35 : undefined;
 }
 
 const FLOATS: ReadonlySet<number | undefined> = new Set([FLOAT, FLOAT16, DOUBLE, BFLOAT16, undefined]);
