@@ -3,11 +3,14 @@
  * every tile, layouts, masks, poisoned outputs. Needs g++, and CUDA's headers beside nvcc; no GPU.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import anyTest, { type ExecutionContext, type TestFn } from 'ava';
 import { packageFolder } from './node-paths.js';
+import { writeRandomCase } from './test/operator-cases.js';
+import { canBuildOperator, OperatorOnCpu, seeded } from './test/operator-on-cpu.js';
+import { prepareStandardCases } from './test/prepare.js';
 
 const folder = join(packageFolder(), 'kernels-cuda');
 
@@ -89,6 +92,31 @@ test('the candidates that the harness compares', (t) => {
     t.is(status, 0, stdout + stderr);
   }
   t.true(number > 0);
+});
+
+const withOperator = (hasCompilers() && canBuildOperator() ? anyTest.serial : anyTest.serial.skip) as TestFn;
+
+withOperator('the custom op and these kernels together, in ONNX Runtime', (t) => {
+  t.timeout(9 * 60_000);
+  const place = mkdtempSync(join(tmpdir(), 'ort-flash-emulated-'));
+  t.teardown(() => rmSync(place, { recursive: true, force: true }));
+  const objects = join(folder, 'build', 'emulated', 'objects');
+  const kernels = readdirSync(objects).filter((name) =>
+    /^(ampere|decode|hopper|float32|tf32|scalar|attention|threads|runtime)[_.]/.test(name),
+  );
+  const operator = new OperatorOnCpu(
+    place,
+    kernels.map((name) => join(objects, name)),
+  );
+  const random = seeded(3);
+  const cases = Array.from({ length: 30 }, (_, n) => {
+    const target = join(place, `random-${n}`);
+    writeRandomCase(random, (['float32', 'float16', 'bfloat16'] as const)[n % 3]!, target);
+    return target;
+  });
+  const lines = operator.run([...cases, ...(prepareStandardCases(place) ?? [])]);
+  t.true(lines.length >= cases.length);
+  for (const line of lines) t.true(line.startsWith('ok '), line);
 });
 
 /** What is taken out of a kernel, and the kernel that must be found wrong then. */

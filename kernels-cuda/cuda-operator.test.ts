@@ -1,10 +1,9 @@
 /**
  * The custom op through ONNX Runtime, on the CPU: its own part (attributes, layouts, shapes and what is inferred of them,
- * types, optional inputs and outputs, overloads) with a host reference implementation in place of the CUDA kernels. Needs g++ and ONNX Runtime's
- * headers, which building the Node addon fetches.
+ * types, optional inputs and outputs, overloads) with a host reference implementation in place of the CUDA kernels. Needs
+ * g++ and ONNX Runtime's headers, which building the Node addon fetches.
  */
-import { execFileSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import anyTest, { type ExecutionContext, type TestFn } from 'ava';
@@ -20,74 +19,24 @@ import { rewriteModel } from '../graph-rewrite/rewrite.js';
 import { buildTransformer } from '../models/builder.js';
 import { allModels } from '../models/corpus.js';
 import { runModel } from '../test/runtime.js';
-import { onnxRuntimePath, packageFolder } from './node-paths.js';
-import { type Random, writeRandomCase, writeShapedCase } from './test/operator-cases.js';
+import { packageFolder } from './node-paths.js';
+import { writeRandomCase, writeShapedCase } from './test/operator-cases.js';
+import { canBuildOperator, OperatorOnCpu, type RunMode, seeded } from './test/operator-on-cpu.js';
 import { prepareModel, prepareRewritten, prepareStandardCases } from './test/prepare.js';
 
-const source = join(packageFolder(), 'kernels-cuda');
-
-/** ONNX Runtime's headers, if the addon's build has brought them. */
-function headersFolder(): string | undefined {
-  const given = process.env.ORT_FLASH_ONNXRUNTIME_HEADERS;
-  if (given !== undefined) return given;
-  const build = join(source, 'build');
-  const found = existsSync(build)
-    ? readdirSync(build).find((name) => /^onnxruntime-.*-headers$/.test(name))
-    : undefined;
-  return found === undefined ? undefined : join(build, found);
-}
-
-function hasCompiler(): boolean {
-  try {
-    execFileSync('g++', ['--version'], { stdio: 'ignore' });
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-const headers = headersFolder();
-const present = process.platform === 'linux' && headers !== undefined && hasCompiler() && existsSync(onnxRuntimePath());
+const present = canBuildOperator();
 const test = (present ? anyTest.serial : anyTest.skip) as TestFn;
 const folder = mkdtempSync(join(tmpdir(), 'ort-flash-operator-'));
-const library = join(folder, 'libortflash_reference.so');
-const runner = join(folder, 'session');
+let operator: OperatorOnCpu;
 
 anyTest.before((t) => {
   if (!present) return;
   t.timeout(5 * 60_000);
-  const flags = ['-std=c++17', '-O2', '-Wall', '-Wextra', '-Werror', '-isystem', headers!];
-  const op = ['op', 'layout', 'problem'].map((name) => join(source, 'custom-op', `${name}.cpp`));
-  const reference = join(source, 'test', 'reference_host.cpp');
-  const shared = ['-fPIC', '-fvisibility=hidden', '-DORTFLASH_ON_CPU', '-shared', '-o', library];
-  execFileSync('g++', [...flags, ...shared, ...op, reference], { stdio: ['ignore', 'ignore', 'inherit'] });
-  execFileSync('g++', [...flags, '-o', runner, join(source, 'test', 'session.cpp'), '-ldl'], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-  });
+  operator = new OperatorOnCpu(folder, [join(packageFolder(), 'kernels-cuda', 'test', 'reference_host.cpp')]);
 });
 anyTest.after.always(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Runs prepared folders in one process; its line for each. `optimize`: see test/session.cpp. */
-function run(folders: readonly string[], mode: 'cpu' | 'tf32' | 'optimize' = 'cpu'): string[] {
-  const command = [onnxRuntimePath(), library, mode, ...folders];
-  try {
-    const output = execFileSync(runner, command, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
-    return output.trim().split('\n');
-  } catch (error) {
-    const { stdout } = error as { stdout?: string };
-    if (!stdout) throw error;
-    return stdout.trim().split('\n');
-  }
-}
-
-/** Random numbers from a seed; fast-check's own favour the ends of a range. */
-function seeded(seed: number): Random {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return (state / 2 ** 32) * below;
-  };
-}
+const run = (folders: readonly string[], mode?: RunMode) => operator.run(folders, mode);
 
 function assertAllHold(t: ExecutionContext, folders: readonly string[]) {
   const lines = run(folders);

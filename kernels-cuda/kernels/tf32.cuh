@@ -10,7 +10,7 @@ template <int kHeadDimension_, bool kRules_>
 struct Tf32Kernel {
   static constexpr int kHeadDimension = kHeadDimension_;
   static constexpr bool kRules = kRules_;
-  static constexpr int kThreads = 128, kRows = 64, kKeys = kHeadDimension == 64 ? 64 : 32;
+  static constexpr int kThreads = 128, kRows = 64, kKeys = kHeadDimension == 64 && !kRules ? 64 : 32;
   // Of a row in shared memory. Rows begin 4 banks apart: neither ldmatrix, which reads 16 bytes of eight rows, nor the reads
   // of values, of two rows at a time, meet in a bank.
   static constexpr int kPitch = kHeadDimension + 4;
