@@ -1,4 +1,5 @@
 /** Attention of decoders and of encoders as torch exports their code. */
+import { makeTensor } from '../graph-rewrite/onnx/tensor.js';
 import { count, type Form, last, move, plain, read, testForms, to, write } from './form.js';
 import { dims, type FuzzGraph } from './fuzz/graph.js';
 
@@ -151,6 +152,24 @@ const FORMS: readonly Form[] = [
       finish(g, g.op('Mul', [last(g, half(g, g.op('MatMul', [q, k]))), mask]), v);
     },
     refused: 'not the same for all queries',
+  },
+  {
+    name: 'torch.arange up to opset 10: the positions of ones, and causality from them',
+    opset: 10,
+    self: true,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const arange = (label: string) => {
+        const length = g.op('Unsqueeze', [g.size([label])], { axes: [0] });
+        const ones = g.op('ConstantOfShape', [length], { value: makeTensor('', 'int64', [1], [1]) });
+        return g.op('Squeeze', [g.op('Transpose', [g.op('NonZero', [ones])], { perm: [1, 0] })], { axes: [1] });
+      };
+      const [rows, columns] = [g.unsqueeze(arange('q'), [1]), g.unsqueeze(arange('k'), [0])];
+      const later = g.op('Greater', [columns, rows]);
+      const scores = half(g, g.op('MatMul', [q, k]));
+      finish(g, last(g, g.op('Where', [later, g.float(-1e4), scores]), 3), v);
+    },
+    becomes: 'causal',
   },
   {
     name: 'the exponential of log_softmax',

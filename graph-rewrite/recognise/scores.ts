@@ -265,8 +265,10 @@ function selection(node: Node, scores: Value, dimensions: readonly Dimension[], 
   const filler = keepWhere ? whenFalse : whenTrue;
   const fill = filler && uniformValue(filler, inference);
   if (!condition || fill === undefined) {
-    const isDefault = filler?.initializer && filler.isInput;
-    const why = isDefault ? `: ${filler.name} is an input, for which the file holds a default only` : '';
+    let source = filler;
+    while (source?.producer?.is('Identity', 'Cast')) source = source.producer.inputs[0];
+    const isDefault = source?.initializer && source.isInput;
+    const why = isDefault ? `: ${source!.name} is an input, for which the file holds a default only` : '';
     return refuse(`Where puts something other than one constant in place of scores${why}`, node);
   }
   return { kind: 'select', condition, keepWhere, fill, dimensions };

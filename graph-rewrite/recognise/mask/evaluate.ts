@@ -86,6 +86,8 @@ export class Evaluator {
         return this.#cast(node, output, indices);
       case 'Range':
         return this.#range(node, indices);
+      case 'NonZero':
+        return this.#nonZero(node, indices);
       case 'Gather':
         return this.#gather(node, indices);
       case 'GatherND':
@@ -168,6 +170,12 @@ export class Evaluator {
     });
     if (!start || !index || step?.value === undefined) return undefined;
     return linear(start.plus(index.times(step.value)));
+  }
+
+  /** Positions of a vector whose elements are all another number than 0: 0, 1, … */
+  #nonZero({ inputs: [input] }: Node, [, index]: Indices): Known {
+    const { shape, uniform } = input ? this.#inference.of(input) : { shape: undefined, uniform: undefined };
+    return shape?.length === 1 && uniform !== undefined && uniform !== 0 && index ? linear(index) : undefined;
   }
 
   /** An element of a tensor of indices as an index of an axis. */

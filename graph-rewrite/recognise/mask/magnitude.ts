@@ -107,7 +107,7 @@ const LARGEST_DISTANCE = 2 ** 27;
 const MOVES_POSITIONS = 'Add Sub Neg Abs Min Max Cast Identity Reshape Transpose Unsqueeze Squeeze Expand Tile Slice';
 const movesPositions: ReadonlySet<string> = new Set(MOVES_POSITIONS.split(' '));
 
-/** Whether integers are positions or distances between them: counted by Range, and only added, moved and compared. */
+/** Whether integers are positions or distances between them: counted by Range or NonZero, and only added, moved and compared. */
 function isPosition(value: Value, inference: Inference): boolean {
   const seen = new Set<Value>([value]);
   for (const current of seen) {
@@ -116,7 +116,7 @@ function isPosition(value: Value, inference: Inference): boolean {
     if (constant && Array.prototype.every.call(constant.numbers() ?? [NaN], (x: number) => Math.abs(x) < 2 ** 24))
       continue;
     const node = current.producer;
-    if (node?.is('Range', 'Shape', 'Size')) continue;
+    if (node?.is('Range', 'Shape', 'Size', 'NonZero')) continue;
     if (node?.domain !== '' || !movesPositions.has(node.opType)) return false;
     const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
     for (const input of inputs) if (input) seen.add(input);

@@ -1,7 +1,7 @@
 /** Operators that select, scatter, count or sort along axes. */
 import { DataType } from '../../onnx/proto.js';
 import { Expression, product } from '../expression.js';
-import { constantSizes, type Derived } from '../facts.js';
+import { constantSizes, type Derived, MOST_ELEMENTS } from '../facts.js';
 import { type Call, likeFirst, normalAxis, type Rule, type RuleTable, unknownShape } from './call.js';
 
 type Size = Expression | undefined;
@@ -88,7 +88,18 @@ const argRule: Rule = (call) => {
 };
 
 const nonZeroRule: Rule = (call) => {
-  const rank = call.shape()?.length;
+  const { shape, uniform } = call.input(0);
+  const rank = shape?.length;
+  // Exporters count by it up to opset 10: where every element is another number than 0, all positions are given.
+  if (shape && uniform !== undefined) {
+    const length = uniform === 0 ? Expression.constant(0) : product(shape);
+    const count = rank === 1 ? length.value : undefined;
+    const elements =
+      count !== undefined && count <= MOST_ELEMENTS
+        ? Array.from({ length: count }, (_, i) => Expression.constant(i))
+        : undefined;
+    return { type: DataType.INT64, shape: [Expression.constant(shape.length), length], elements };
+  }
   return { type: DataType.INT64, shape: [rank === undefined ? undefined : Expression.constant(rank), undefined] };
 };
 
