@@ -41,7 +41,7 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const list = new NodeList(graph, site.output.value.name);
   const mask = emitMask(site.masks, type, { list, anchor, inference });
   const place = { list, anchor, inference };
-  const read = ({ value, merged }: Connection) => (merged ? emitReshape(value, merged, place) : value.name);
+  const read = (connection: Connection) => emitOperand(connection, place);
   const widened = (name: string, from: number) =>
     from === site.type ? name : list.add('Cast', [name], { to: site.type });
   const multiplied = (name: string, factors: readonly PlacedFactor[]) =>
@@ -50,17 +50,21 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
       return list.add(divide ? 'Div' : 'Mul', [product, factor]);
     }, name);
   const query = widened(site.expansion ? expandQuery(site, site.expansion, list) : read(site.query), site.inputType);
-  const Q = multiplied(query, site.factors.query);
+  // Attributes are float32.
+  const isRounded = type === 'float64' && Math.fround(site.scale) !== site.scale;
+  const scaled = isRounded ? list.add('Mul', [query, list.scalar(site.scale, type)]) : query;
+  const Q = multiplied(scaled, site.factors.query);
   const K = multiplied(widened(read(site.key), site.inputType), site.factors.key);
   const sink = site.sink && emitSink(site.sink, type, list);
   const isWidened = site.valueType !== site.type;
-  const V = widened(multiplied(read(site.value), site.factors.value), site.valueType);
+  const values = widened(multiplied(read(site.value), site.factors.value), site.valueType);
+  const V = site.valueFactor === 1 ? values : list.add('Mul', [values, list.scalar(site.valueFactor, type)]);
   const after = new NodeList(graph, site.output.value.name);
   const isFinal = !isWidened && !site.output.merged;
   const Y = isFinal ? site.output.value.name : graph.model.freshName(`${site.output.value.name}/attention`);
   const narrowed = isWidened ? after.add('Cast', [Y], { to: site.valueType }) : Y;
   if (site.output.merged) splitOutput(narrowed, site, { list: after, anchor, inference });
-  const attributes = siteAttributes(site, mask);
+  const attributes = { ...siteAttributes(site, mask), ...(isRounded ? { scale: 1 } : {}) };
   const variant: FunctionVariant = {
     attributes,
     elementType: site.type,
@@ -88,6 +92,15 @@ export function applySite(site: Site, functions: FunctionTable, inference: Infer
   const nodes = replaceBy(graph, anchor, [...list.nodes, flashAttentionNode(call), ...after.nodes], site.nodes);
   const node = absorbCache({ node: nodes[list.nodes.length]!, call, variant }, site.sizes, functions, inference);
   return { node, attributes: readAttributes(node.proto), mask };
+}
+
+/** A tensor as the layout says that it lies in memory. */
+function emitOperand({ value, merged, repeats }: Connection, place: EmissionPlace): string {
+  if (merged) return emitReshape(value, merged, place);
+  if (repeats === undefined) return value.name;
+  const { list, anchor, inference } = place;
+  const rank = inference.of(value).shape!.length;
+  return list.add('Expand', [list.unsqueeze(value, [0], anchor), list.ints([repeats, ...Array<number>(rank).fill(1)])]);
 }
 
 /** Brings the operator's result into the dimensions that the site's had. */

@@ -1,5 +1,6 @@
 import Long from 'long';
 import { OrtFlashError } from './errors.js';
+import { FIRST_IR_WITH_DEFAULTS } from './graph/graph.js';
 import { type FunctionProto, type ModelProto, OperatorSetIdProto } from './onnx/proto.js';
 import { type FunctionVariant, functionFor, overloadName, requiredIrVersion } from './op/body.js';
 import { FLASH_ATTENTION_DOMAIN, FLASH_ATTENTION_OP, FLASH_ATTENTION_VERSION } from './op/definition.js';
@@ -37,9 +38,17 @@ export class FunctionTable {
       model.opset_import.push(
         new OperatorSetIdProto({ domain: FLASH_ATTENTION_DOMAIN, version: Long.fromNumber(FLASH_ATTENTION_VERSION) }),
       );
-    if ((model.ir_version?.toNumber() ?? 0) < requiredIrVersion())
-      model.ir_version = Long.fromNumber(requiredIrVersion());
+    const version = model.ir_version?.toNumber() ?? 0;
+    if (version < FIRST_IR_WITH_DEFAULTS) unlistInitializers(model);
+    if (version < requiredIrVersion()) model.ir_version = Long.fromNumber(requiredIrVersion());
   }
+}
+
+/** Takes initializers, which are constants in old IR versions, out of the inputs, whose defaults they would be in new ones. */
+function unlistInitializers({ graph }: ModelProto): void {
+  if (!graph) return;
+  const constants = new Set(graph.initializer.map(({ name }) => name));
+  graph.input = graph.input.filter(({ name }) => !constants.has(name));
 }
 
 /** Takes out of a model what no node of it calls any more: function bodies of ours, and the import of our domain. */

@@ -211,7 +211,6 @@ const LOOKALIKES: readonly Lookalike[] = [
   {
     name: 'a result that is scaled in the product itself',
     product: (g, p, v) => g.op('FusedMatMul', [p, v], { alpha: { float: 0.5 } }, 1, 'com.microsoft'),
-    refused: 'the product of probabilities and values is scaled',
   },
 ];
 

@@ -1,5 +1,13 @@
 import { OrtFlashError } from '../errors.js';
-import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto } from '../onnx/proto.js';
+import type {
+  AttributeProto,
+  GraphProto,
+  ModelProto,
+  NodeProto,
+  SparseTensorProto,
+  TensorProto,
+  ValueInfoProto,
+} from '../onnx/proto.js';
 
 /** One place that reads a value: an input of a node, possibly of a node inside a subgraph. */
 export interface Use {
@@ -18,6 +26,7 @@ export class Value {
   isInput = false;
   isOutput = false;
   initializer: TensorProto | undefined;
+  sparseInitializer: SparseTensorProto | undefined;
   /** Type and shape as the file states them, where it does. */
   info: ValueInfoProto | undefined;
 
@@ -102,14 +111,17 @@ export class Graph {
     this.proto = proto;
     this.model = model;
     this.parent = parent;
+    const constants = new Set(model.hasFixedInitializers ? proto.initializer.map(({ name }) => name) : []);
     for (const input of proto.input) {
       const value = this.#define(input.name ?? '');
-      value.isInput = true;
       value.info = input;
+      if (constants.has(input.name)) continue;
+      value.isInput = true;
       this.inputs.push(value);
     }
     for (const tensor of proto.initializer) this.#define(tensor.name ?? '').initializer = tensor;
-    for (const sparse of proto.sparse_initializer) this.#define(sparse.values?.name ?? '');
+    for (const sparse of proto.sparse_initializer)
+      this.#define(sparse.values?.name ?? '').sparseInitializer = sparse as SparseTensorProto;
     for (const node of proto.node) this.nodes.push(this.#connect(node));
     for (const info of proto.value_info) {
       const value = this.#values.get(info.name ?? '');
@@ -241,13 +253,14 @@ export class Graph {
     if (!value.initializer || value.isInput || value.isOutput || value.uses.length > 0) return;
     const at = this.proto.initializer.indexOf(value.initializer);
     if (at >= 0) this.proto.initializer.splice(at, 1);
+    this.proto.input = this.proto.input.filter(({ name }) => name !== value.name);
     this.#values.delete(value.name);
   }
 
   /** Writes the edits back into the message: node order, and value_info of values that are gone dropped. */
   commit(): void {
     this.proto.node = this.nodes.map((n) => n.proto);
-    const exists = (v: Value) => v.producer !== undefined || v.isInput || v.initializer !== undefined;
+    const exists = (v: Value) => v.producer || v.isInput || v.initializer || v.sparseInitializer;
     const gone = new Set<string>();
     for (const value of this.#values.values()) if (!exists(value)) gone.add(value.name);
     this.proto.value_info = this.proto.value_info.filter((info) => !gone.has(info.name ?? ''));
@@ -260,6 +273,9 @@ function removeUse(value: Value, node: Node, index: number): void {
   if (at >= 0) value.uses.splice(at, 1);
 }
 
+/** The first IR version in which an initializer of an input's name is that input's default. */
+export const FIRST_IR_WITH_DEFAULTS = 4;
+
 /** A model as graphs: the main one, reached with its subgraphs, and what they share. */
 export class Model {
   readonly proto: ModelProto;
@@ -271,6 +287,11 @@ export class Model {
     this.proto = proto;
     if (!proto.graph) throw new OrtFlashError('malformed-model', 'the model has no graph');
     this.graph = new Graph(proto.graph, this, undefined);
+  }
+
+  /** Before IR version 4 every initializer is listed among the inputs, and none is one: they cannot be overridden. */
+  get hasFixedInitializers(): boolean {
+    return (this.proto.ir_version?.toNumber() ?? 0) < FIRST_IR_WITH_DEFAULTS;
   }
 
   /** Version of a domain's operators that the model imports; the empty domain is `ai.onnx`. */

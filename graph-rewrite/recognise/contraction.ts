@@ -36,7 +36,10 @@ export function readContraction(node: Node, inference: Inference): Contraction |
   if (node.is('MatMul')) return matmul(node, a, b, output, [rank(a), rank(b)], 1);
   if (node.domain === 'com.microsoft' && ['FusedMatMul', 'TransposeMatMul'].includes(node.opType))
     return matmul(node, a, b, output, [rank(a), rank(b)], node.float('alpha') ?? 1);
-  if (node.is('Gemm')) return node.inputs[2] ? undefined : matmul(node, a, b, output, [2, 2], node.float('alpha') ?? 1);
+  if (node.is('Gemm')) {
+    const addsNothing = !node.inputs[2] || node.float('beta') === 0 || inference.uniformOf(node.inputs[2]) === 0;
+    return addsNothing ? matmul(node, a, b, output, [2, 2], node.float('alpha') ?? 1) : undefined;
+  }
   if (node.is('Mul')) return summedProduct(node, inference);
   return node.is('Einsum') && node.inputs.length === 2 ? einsum(node, [a, b], output, [rank(a), rank(b)]) : undefined;
 }

@@ -64,7 +64,8 @@ export function placeMask(term: MaskTerm, axes: ScoreAxes, inference: Inference)
       if (axis === 'B' && size.value !== undefined && own.every((leaf, i) => leaf === inner[i])) period = size.value;
       else
         return (
-          expandedMask(term, { leaves: flat, ...moved }, axes) ?? `a mask covers only a part of the ${NAMES[axis]}`
+          expandedMask(term, { leaves: flat, ...moved }, axes) ??
+          `a mask covers only a part of the ${NAMES[axis]}, and would have to be repeated for all of it`
         );
     } else if (own.some((leaf, i) => leaf !== inner[i])) return `a mask has the ${NAMES[axis]} in another order`;
     sizes.push(size);

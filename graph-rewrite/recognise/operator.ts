@@ -7,6 +7,7 @@ import { isStandardAttention, readStandardAttention } from '../op/standard.js';
 import { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { extendInput, extendOutput } from './extend.js';
+import { isSliced, isWidthSaid } from './pairs.js';
 import { refuse } from './refusal.js';
 
 /** One tensor of the operator by its name: a value of the graph, or one that the site's own nodes make. */
@@ -57,18 +58,23 @@ export function readOperator(node: Node, inference: Inference): OperatorSite {
       : [made(name, layout, count)];
   const sameType = (c: Option) => !c.value || inference.of(c.value).type === type;
   const free = (c: Option) => sameType(c) && (c.factor === 1 || attributes.scale !== 0);
-  const query = options(Q, inputs.Q, attributes.queryLayout, attributes.queryHeads).find(
-    (c) => free(c) && (!heads || c.heads.equals(heads)),
-  );
   // A cache holds the heads as they are: then keys and values must not be seen before they were repeated or scaled.
   const plain = (c: Option) => !hasPast || (c.factor === 1 && (!keyHeads || c.heads.equals(keyHeads)));
   const keys = options(K, inputs.K, attributes.keyLayout, attributes.keyHeads).filter((c) => free(c) && plain(c));
+  const headDimension = dimensionOf(Q, attributes.queryLayout, attributes.queryHeads, inference);
+  const valueDimension = dimensionOf(V, attributes.valueLayout, attributes.keyHeads, inference);
+  const isAsWide = hasPast || (headDimension && valueDimension?.equals(headDimension)) === true;
   const values = options(V, inputs.V, attributes.valueLayout, attributes.keyHeads).filter(
-    (c) => sameType(c) && c.factor === 1 && plain(c),
+    (c) => sameType(c) && c.factor === 1 && plain(c) && (isAsWide || !isSliced(c)),
   );
   const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
-  if (!query || !pair) return refuse('the shapes of the operator’s inputs are not understood', node);
+  if (!pair) return refuse('the shapes of the operator’s inputs are not understood', node);
   const [key, value] = pair;
+  const isSaid = hasPast || isWidthSaid(key, value, isAsWide);
+  const query = options(Q, inputs.Q, attributes.queryLayout, attributes.queryHeads).find(
+    (c) => free(c) && (!heads || c.heads.equals(heads)) && (isSaid || !isSliced(c)),
+  );
+  if (!query) return refuse('the shapes of the operator’s inputs are not understood', node);
   const output = writtenOutput(node, read, inference);
   return {
     node,
@@ -81,8 +87,8 @@ export function readOperator(node: Node, inference: Inference): OperatorSite {
     type,
     queryHeads: heads,
     keyHeads: key.heads,
-    headDimension: dimensionOf(Q, attributes.queryLayout, attributes.queryHeads, inference),
-    valueDimension: dimensionOf(V, attributes.valueLayout, attributes.keyHeads, inference),
+    headDimension,
+    valueDimension,
   };
 }
 

@@ -18,6 +18,7 @@ import {
   type SinkPlacement,
 } from './masks.js';
 import { type Candidate, mergeDimensions, type OperandAxes, placeOperand } from './operands.js';
+import { isSliced, isWidthSaid, type Placed, pairOf } from './pairs.js';
 
 /** One tensor of the operator: the value to connect, its layout, and the nodes that the layout makes unnecessary. */
 export interface Connection {
@@ -26,7 +27,10 @@ export interface Connection {
   readonly absorbed: readonly Node[];
   /** Set where the layout is that of the tensor reshaped to these sizes: parts of one axis in dimensions of their own. */
   readonly merged?: readonly Expression[];
+  /** Set where the layout is that of the tensor repeated so many times along a new first dimension, the heads. */
+  readonly repeats?: number;
 }
+
 /** A choice of layouts for all four tensors and the masks. */
 export interface Plan {
   readonly query: Connection;
@@ -77,16 +81,22 @@ export function plan(
   if (typeof sink === 'string') return sink;
   const factors = placeFactors(wanted, joint, inference);
   if (typeof factors === 'string') return factors;
-  const ofAllHeads = (p: Placed) => p.heads.equals(heads);
-  const batched = placements(joint.query, queryAxes, factors.query.length > 0).find(ofAllHeads);
-  const query = batched ?? placements(joint.query, { ...queryAxes, B: [] }).find(ofAllHeads);
-  if (!query || (!batched && (factors.query.length > 0 || query.merged)))
-    return 'the queries are repeated along the batch or the heads';
+  const own = (s: Side) => product(s.options[0]!.alignment.own.map((a) => a.size));
+  const [headDimension, valueDimension] = [own(joint.query), own(joint.value)];
+  const isAsWide = headDimension.equals(valueDimension);
   const keys = placements(joint.key, keyAxes, factors.key.length > 0);
-  const values = placements(joint.value, keyAxes, factors.value.length > 0).filter((p) => p.factor === 1);
-  const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
+  const values = placements(joint.value, keyAxes, factors.value.length > 0).filter(
+    (p) => p.factor === 1 && (isAsWide || !isSliced(p)),
+  );
+  const pair = pairOf(keys, values);
   if (!pair) return 'keys or values are repeated other than for groups of heads';
   const [key, value] = pair;
+  const isSaid = isWidthSaid(key, value, isAsWide);
+  const isUsable = (p: Placed) => p.heads.equals(heads) && (isSaid || !isSliced(p));
+  const batched = placements(joint.query, queryAxes, factors.query.length > 0).find(isUsable);
+  const query = batched ?? placements(joint.query, { ...queryAxes, B: [] }).find(isUsable);
+  if (!query || (!batched && (factors.query.length > 0 || query.merged)))
+    return 'the queries are repeated along the batch or the heads';
   const sized = [query, key, value].map((c) => ({ name: c.value.name, shape: inference.of(c.value).shape ?? [] }));
   const output = outputPlacement(joint.output, queryAxes, heads, (at, shape) => {
     const sizes = inference.of(at).shape;
@@ -97,7 +107,6 @@ export function plan(
   if (!batched && !expansion) return 'the queries are repeated along the batch';
   const fixedHeads = [query, key, value, output].every((c) => !isMerged(parseLayout(c.layout), 'H'));
   if (heads.value === undefined && !fixedHeads) return 'the number of heads is not a constant';
-  const own = (s: Side) => product(s.options[0]!.alignment.own.map((a) => a.size));
   return {
     query: expansion ? { ...query, layout: expansion.layout } : query,
     expansion,
@@ -116,8 +125,8 @@ export function plan(
       K: product(axes.K.map((a) => a.size)),
     },
     keyHeads: key.heads,
-    headDimension: own(joint.query),
-    valueDimension: own(joint.value),
+    headDimension,
+    valueDimension,
   };
 }
 
@@ -133,8 +142,6 @@ function placeFactors(factors: Factors, joint: Joint, inference: Inference): Fac
   }
   return placed;
 }
-
-type Placed = Connection & { readonly heads: Expression; readonly factor: number };
 
 /**
  * Every candidate that has a layout, the one that absorbs the most first; those that need a Reshape last.

@@ -28,6 +28,9 @@ export interface ProbabilityTrace {
   readonly factors: readonly Factor[];
 }
 
+/** Dead code of exporters and tools is a few nodes. */
+const MOST_DEAD_NODES = 64;
+
 type SelectStep = ScoreStep & { readonly kind: 'select' };
 
 /**
@@ -60,13 +63,13 @@ export function traceProbabilities(
       value = guards.value;
       guarded ||= guards.zeroes;
     }
-    const node = onlyConsumer(value);
+    const { node, unread } = onlyConsumer(value);
+    nodes.push(...unread);
     const product = readContraction(node, inference);
     if (product) {
       if (sink) refuse('the column of a sink takes part in the product with the values', node);
       if (product.operands[0].value === product.operands[1].value)
         refuse('the probabilities are multiplied by themselves', node);
-      if (product.factor !== 1) refuse('the product of probabilities and values is scaled', node);
       const side = product.operands[0].value === value ? 0 : 1;
       if (product.node !== node) nodes.push(node);
       return { product, side, view, nodes, casts, guarded, zeroed, factors };
@@ -138,10 +141,12 @@ function dropsSink(node: Node, sink: SinkTerm, inference: Inference): boolean {
   return selection.length.plus(1).equals(sizes![sink.axis]!);
 }
 
-/** The one node that reads the probabilities. */
-function onlyConsumer(value: Value): Node {
+/** The one node that reads the probabilities, and dead ones that do. */
+function onlyConsumer(value: Value): { readonly node: Node; readonly unread: readonly Node[] } {
   if (value.isOutput) refuse('the probabilities are an output of the graph', value);
-  const all = [...new Set(value.uses.map((u) => u.node))];
+  const every = [...new Set(value.uses.map((u) => u.node))];
+  const unread = every.flatMap((n) => (n.graph === value.graph ? (deadNodes(n) ?? []) : []));
+  const all = every.filter((n) => !unread.includes(n));
   const readers = all.filter((n) => !n.is('Shape'));
   // The shape of the probabilities may be asked for, as long as only what goes away with them needs the answer.
   const consumers = all.every((n) => readers.includes(n) || feedsOnly(n, new Set(readers))) ? readers : all;
@@ -149,5 +154,17 @@ function onlyConsumer(value: Value): Node {
   if (!consumer) refuse('nothing reads the probabilities', value);
   if (consumers.length > 1) refuse(`the probabilities are also read by ${consumers.at(-1)!.opType}`, value);
   if (consumer.graph !== value.graph) refuse('the probabilities are read inside a subgraph', value);
-  return consumer;
+  return { node: consumer, unread };
+}
+
+/** The node and everything that reads it, where no output of the graph comes of it. */
+function deadNodes(node: Node): Node[] | undefined {
+  const dead = new Set([node]);
+  for (const current of dead) {
+    const outputs = current.outputs.filter((v) => v !== undefined);
+    if (dead.size > MOST_DEAD_NODES || current.subgraphs.length > 0 || current.graph !== node.graph) return undefined;
+    if (outputs.some((v) => v.isOutput)) return undefined;
+    for (const use of outputs.flatMap((v) => v.uses)) dead.add(use.node);
+  }
+  return [...dead];
 }

@@ -5,8 +5,21 @@ import type { Inference } from '../shape/inference.js';
 
 const DEEPEST = 12;
 
+/** What a value is a mere copy of: through Identity, and Cast to the type that it has. */
+export function copied(value: Value, inference: Inference): Value {
+  let source = value;
+  for (;;) {
+    const node: Node | undefined = source.producer;
+    const input: Value | undefined = node?.inputs[0];
+    if (!node || !input) return source;
+    if (!node.is('Identity') && !(node.is('Cast') && node.int('to') === inference.of(input).type)) return source;
+    source = input;
+  }
+}
+
 /** Whether two values come from the same values by the same operators. */
-export function isSameValue(a: Value, b: Value, inference: Inference, depth = 0): boolean {
+export function isSameValue(one: Value, another: Value, inference: Inference, depth = 0): boolean {
+  const [a, b] = [copied(one, inference), copied(another, inference)];
   if (a === b) return true;
   const uniform = inference.uniformOf(a);
   const { type, shape } = inference.of(a);

@@ -5,6 +5,7 @@ import type { Inference } from '../shape/inference.js';
 import type { Dimension } from './atoms.js';
 import { type Contraction, contractedLabels, contractionTo } from './contraction.js';
 import { refuse, refuseProduct } from './refusal.js';
+import { copied } from './same.js';
 import { joinSelections } from './selections.js';
 import { identityView, isIdleDropout, stepView, type View } from './view.js';
 
@@ -157,7 +158,9 @@ function* productPaths(
   const isEnd = !node || depth > MAXIMUM_PATH;
   const reason = isEnd
     ? 'the softmax is not over a product of queries and keys'
-    : `${node.opType} between the product of queries and keys and the softmax is not understood`;
+    : product
+      ? `${node.opType} in front of the softmax does not sum over one dimension of two tensors`
+      : `${node.opType} between the product of queries and keys and the softmax is not understood`;
   if (isEnd || scoreInputs(node, inference).length === 0) ends.push({ reason, value });
 }
 
@@ -353,17 +356,22 @@ function lessMaximum(
 ): ScoreStep | undefined {
   const value = beforeExpand(subtracted, scores, inference);
   let reduce = value.producer;
-  while (reduce?.is('Identity', 'Unsqueeze', 'Reshape', 'Expand', 'Max')) {
-    const rest = reduce.is('Max') ? reduce.inputs.filter((v) => !isLowest(v, inference)) : reduce.inputs.slice(0, 1);
-    reduce = rest.length === 1 ? rest[0]?.producer : undefined;
+  while (reduce?.is('Identity', 'Cast', 'Unsqueeze', 'Reshape', 'Expand', 'Max')) {
+    const rest: readonly (Value | undefined)[] = reduce.is('Max')
+      ? reduce.inputs.filter((v) => !isLowest(v, inference))
+      : reduce.inputs.slice(0, 1);
+    const isCast = reduce.is('Cast') && reduce.int('to') !== (rest[0] && inference.of(rest[0]).type);
+    reduce = rest.length === 1 && !isCast ? rest[0]?.producer : undefined;
   }
-  const isMaximum = reduce?.is('ReduceMax') === true && reduce.inputs[0] === scores;
+  const [largest] = reduce?.is('ReduceMax') ? reduce.inputs : [];
+  const isMaximum = largest !== undefined && copied(largest, inference) === copied(scores, inference);
   return isMaximum ? { kind: 'shift', by: { value, dimensions } } : undefined;
 }
 
 /** What was repeated to the shape of another value, as XLA has it before it combines them; else the value itself. */
 export function beforeExpand(value: Value, other: Value, inference: Inference): Value {
-  const source = value.producer?.is('Expand') ? value.producer.inputs[0] : undefined;
+  const { producer } = copied(value, inference);
+  const source = producer?.is('Expand') ? producer.inputs[0] : undefined;
   const [shape, wanted] = [inference.of(value).shape, inference.of(other).shape];
   const isAsWide = shape && shape.length === wanted?.length && shape.every((size, i) => size.equals(wanted[i]!));
   return source && isAsWide ? source : value;

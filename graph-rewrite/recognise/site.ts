@@ -1,7 +1,7 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 import { combineSteps, type MaskTerm, type ScoreFormula } from './combine.js';
-import { cuts } from './cuts.js';
+import { cuts, storedOrder } from './cuts.js';
 import { requireIndependent } from './dependence.js';
 import { assignFactors, requireSameForAllKeys } from './factors.js';
 import { type Joint, readJoint } from './joint.js';
@@ -20,6 +20,8 @@ export interface Site extends Omit<Plan, 'masks' | 'axes' | 'factor'> {
   readonly softmax: SoftmaxForm;
   readonly formula: ScoreFormula;
   readonly scale: number;
+  /** Factor on the product of probabilities and values. */
+  readonly valueFactor: number;
   readonly masks: UnderstoodMasks;
   /** TensorProto data type in which the site is computed. */
   readonly type: number;
@@ -61,7 +63,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     ...Object.values(factors).flatMap((all) => all.map((f) => f.value)),
   ];
   requireIndependent(tensors, trace, softmax.nodes);
-  const plans = cuts(joint).map((axes) => plan(joint, formula, { axes, factors }, inference));
+  const plans = cuts(joint, storedOrder(joint)).map((axes) => plan(joint, formula, { axes, factors }, inference));
   const usable = plans.filter((p): p is Plan => typeof p !== 'string');
   if (usable.length === 0)
     return refuseProduct(plans.find((p) => typeof p === 'string') ?? 'no batch and heads', trace.product.output);
@@ -86,6 +88,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     masks,
     formula,
     scale: formula.scale * best.factor,
+    valueFactor: joint.second.factor,
     type,
     inputType,
     valueType,

@@ -16,7 +16,7 @@ const PRODUCT = /MatMul|Gemm|Einsum|Conv/;
 export function isWeight(value: Value, inference: Inference): boolean {
   const seen = new Set<Value>([value]);
   for (const current of seen) {
-    if (current.initializer || inference.of(current).constant) continue;
+    if (current.initializer || current.sparseInitializer || inference.of(current).constant) continue;
     const node = current.producer;
     if (!node || node.subgraphs.length > 0 || seen.size > MOST_VALUES) return false;
     if (PRODUCT.test(node.opType)) return false;

@@ -99,13 +99,20 @@ export class Inference {
       const fallback = tensor && { type: tensor.type, shape: tensor.dims.map((d) => Expression.constant(d)) };
       this.#set(input, inputs[i] ?? {}, scope, fallback);
     }
-    for (const value of graph.values) if (value.initializer && !value.isInput) this.#setInitializer(value, scope);
+    for (const value of graph.values)
+      if ((value.initializer && !value.isInput) || value.sparseInitializer) this.#setInitializer(value, scope);
     for (const node of graph.nodes) this.#inferNode(node, scope);
     return graph.outputs.map((output) => this.#facts.get(output) ?? NOTHING_KNOWN);
   }
 
   #setInitializer(value: Value, scope: Scope): void {
-    const constant = constantOfTensor(value.initializer!);
+    const { initializer, sparseInitializer: sparse } = value;
+    if (sparse) {
+      const shape = sparse.dims.map((size) => Expression.constant(Number(size)));
+      this.#set(value, { type: sparse.values?.data_type ?? undefined, shape }, scope);
+      return;
+    }
+    const constant = constantOfTensor(initializer!);
     this.#set(value, constant ? { constant } : {}, scope);
   }
 
@@ -188,7 +195,7 @@ export class Inference {
       const fallback: Scope = { prefix: '', opset: (domain) => this.#model.opset(domain), depth: 0 };
       this.#inferGraph(value.graph, this.#inside(value.graph, parent ?? fallback), []);
     } else if (value.producer) this.#inferNode(value.producer, scope);
-    else if (value.initializer) this.#setInitializer(value, scope);
+    else if (value.initializer || value.sparseInitializer) this.#setInitializer(value, scope);
     else this.#set(value, {}, scope);
     return this.#facts.get(value) ?? NOTHING_KNOWN;
   }
