@@ -11,16 +11,12 @@ import { packageFolder } from './node-paths.js';
 import { writeRandomCase } from './test/operator-cases.js';
 import { canBuildOperator, OperatorOnCpu, seeded } from './test/operator-on-cpu.js';
 import { prepareStandardCases } from './test/prepare.js';
+import { runs } from './test/programs.js';
 
 const folder = join(packageFolder(), 'kernels-cuda');
 
-function hasCompilers(): boolean {
-  return [process.env.NVCC ?? 'nvcc', process.env.CXX ?? 'g++'].every(
-    (compiler) => spawnSync(compiler, ['--version']).status === 0,
-  );
-}
-
-const test = (hasCompilers() ? anyTest.serial : anyTest.serial.skip) as TestFn;
+const hasCompilers = runs(process.env.NVCC ?? 'nvcc', '--version') && runs(process.env.CXX ?? 'g++', '--version');
+const test = (hasCompilers ? anyTest.serial : anyTest.serial.skip) as TestFn;
 
 function build(where: string): string {
   const jobs = `-j${Math.min(4, availableParallelism())}`;
@@ -31,7 +27,7 @@ function build(where: string): string {
 let harness = '';
 test.before((t) => {
   t.timeout(9 * 60_000);
-  if (hasCompilers()) harness = build(folder);
+  if (hasCompilers) harness = build(folder);
 });
 
 /** By their numbers in OrtFlashKernel of ortflash_attention.h. */
@@ -94,7 +90,7 @@ test('the candidates that the harness compares', (t) => {
   t.true(number > 0);
 });
 
-const withOperator = (hasCompilers() && canBuildOperator() ? anyTest.serial : anyTest.serial.skip) as TestFn;
+const withOperator = (hasCompilers && canBuildOperator() ? anyTest.serial : anyTest.serial.skip) as TestFn;
 
 withOperator('the custom op and these kernels together, in ONNX Runtime', (t) => {
   t.timeout(9 * 60_000);

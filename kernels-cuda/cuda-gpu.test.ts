@@ -7,15 +7,7 @@ import anyTest, { type ExecutionContext, type TestFn } from 'ava';
 import { cudaProviderPath, customOpLibraryPath, onnxRuntimePath, packageFolder } from './node-paths.js';
 import { type Random, writeRandomCase } from './test/operator-cases.js';
 import { prepareStandardCases } from './test/prepare.js';
-
-function runs(command: string, ...args: string[]): boolean {
-  try {
-    execFileSync(command, args, { stdio: 'ignore' });
-    return true;
-  } catch {
-    return false;
-  }
-}
+import { runs } from './test/programs.js';
 
 const hasGpu = runs('nvidia-smi', '-L');
 const build = join(packageFolder(), 'kernels-cuda', 'build');

@@ -40,6 +40,12 @@ export function read(g: FuzzGraph, name: string, stored: string, wanted: string)
   return g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted));
 }
 
+/** The same of what all heads share, once for each: 1 stands for the heads. */
+export function readShared(g: FuzzGraph, name: string, stored: string, wanted: string): string {
+  const one = g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted));
+  return g.rearrange(g.widen(one, 1, ['h']), dims(wanted.replace('1', 'h'))).name;
+}
+
 export const to = (g: FuzzGraph, x: string, type: DataTypeName) => g.op('Cast', [x], { to: dataTypeOf(type) });
 export const last = (g: FuzzGraph, x: string, axis = -1) => g.op('Softmax', [x], { axis });
 export const move = (g: FuzzGraph, x: string, is: string, wanted: string) =>

@@ -1,6 +1,6 @@
 /** Attention of decoders and of encoders as torch exports their code. */
 import { makeTensor } from '../graph-rewrite/onnx/tensor.js';
-import { count, type Form, last, move, plain, read, testForms, to, write } from './form.js';
+import { count, type Form, last, move, plain, read, readShared, testForms, to, write } from './form.js';
 import { dims, type FuzzGraph } from './fuzz/graph.js';
 
 function finish(g: FuzzGraph, probabilities: string, v: string): void {
@@ -21,6 +21,15 @@ function logarithm(g: FuzzGraph, fill: number): void {
   const scores = g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), g.float(fill)]);
   const total = g.op('ReduceLogSumExp', [scores], { axes: [-1], keepdims: 1 });
   finish(g, g.op('Exp', [g.op('Sub', [scores, total])]), v);
+}
+
+/** Scores of three queries and keys times constants of 1 and 0, less other constants. */
+function folded(g: FuzzGraph, removed: (seen: number, at: number) => number): void {
+  const [q, k, v] = plain(g);
+  const seen = [1, 0, 0, 1, 1, 0, 1, 1, 1];
+  const constant = (numbers: number[]) => g.tensor(g.type, [1, 1, 3, 3], numbers);
+  const scores = g.op('Mul', [half(g, g.op('MatMul', [q, k])), constant(seen)]);
+  finish(g, last(g, g.op('Sub', [scores, constant(seen.map(removed))])), v);
 }
 
 const FORMS: readonly Form[] = [
@@ -69,29 +78,13 @@ const FORMS: readonly Form[] = [
   {
     name: 'the model zoo’s GPT-2, folded for one length: s · b − c, where c is 10⁴ · (1 − b)',
     sizes: { q: 3, k: 3 },
-    build(g) {
-      const [q, k, v] = plain(g);
-      const seen = [1, 0, 0, 1, 1, 0, 1, 1, 1];
-      const scores = g.op('Mul', [half(g, g.op('MatMul', [q, k])), g.tensor(g.type, [1, 1, 3, 3], seen)]);
-      const removed = g.tensor(
-        g.type,
-        [1, 1, 3, 3],
-        seen.map((b) => 1e4 * (1 - b)),
-      );
-      finish(g, last(g, g.op('Sub', [scores, removed])), v);
-    },
+    build: (g) => folded(g, (seen) => 1e4 * (1 - seen)),
     becomes: 'causal',
   },
   {
     name: 'the same with a constant that is no complement',
     sizes: { q: 3, k: 3 },
-    build(g) {
-      const [q, k, v] = plain(g);
-      const seen = [1, 0, 0, 1, 1, 0, 1, 1, 1];
-      const scores = g.op('Mul', [half(g, g.op('MatMul', [q, k])), g.tensor(g.type, [1, 1, 3, 3], seen)]);
-      const removed = seen.map((b, i) => (i === 8 ? 1 : 1e4 * (1 - b)));
-      finish(g, last(g, g.op('Sub', [scores, g.tensor(g.type, [1, 1, 3, 3], removed)])), v);
-    },
+    build: (g) => folded(g, (seen, i) => (i === 8 ? 1 : 1e4 * (1 - seen))),
     refused: '',
   },
   {
@@ -109,13 +102,8 @@ const FORMS: readonly Form[] = [
     name: 'keys shared by groups of heads, divided by a temperature for each key and head',
     build(g) {
       const q = read(g, 'Q', 'b q hd', 'b h q d').name;
-      const shared = (name: string, stored: string, wanted: string) =>
-        g.rearrange(
-          g.widen(g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted)), 1, ['h']),
-          dims(wanted.replace('1', 'h')),
-        ).name;
-      const k = shared('K', 'b k d', 'b 1 k d');
-      const v = shared('V', 'b k e', 'b 1 k e');
+      const k = readShared(g, 'K', 'b k d', 'b 1 k d');
+      const v = readShared(g, 'V', 'b k e', 'b 1 k e');
       const scores = g.op('MatMul', [q, g.op('Transpose', [k], { perm: [0, 1, 3, 2] })]);
       const temperature = g.op('Add', [g.op('Exp', [g.input('t', g.type, dims('h 1 k')).name]), g.float(1)]);
       finish(g, last(g, g.op('Div', [scores, temperature])), v);

@@ -1,6 +1,20 @@
 /** Attention of language models that are not in the corpus. */
 
-import { count, type Form, LOWEST, last, move, plain, read, slice, testForms, to, write, zero } from './form.js';
+import {
+  count,
+  type Form,
+  LOWEST,
+  last,
+  move,
+  plain,
+  read,
+  readShared,
+  slice,
+  testForms,
+  to,
+  write,
+  zero,
+} from './form.js';
 import { dims, type FuzzGraph } from './fuzz/graph.js';
 
 /** Causality as BERT's decoders write it: (b, 1, q, k), of a type. */
@@ -100,13 +114,8 @@ const FORMS: readonly Form[] = [
     becomes: 'causal additive(b,h,k) heads=2/1',
     build(g) {
       const q = read(g, 'Q', 'b q hd', 'b h q d').name;
-      const shared = (name: string, stored: string, wanted: string) =>
-        g.rearrange(
-          g.widen(g.rearrange(g.input(name, g.type, dims(stored)), dims(wanted)), 1, ['h']),
-          dims(wanted.replace('1', 'h')),
-        ).name;
-      const k = shared('K', 'b k d', 'b 1 k d');
-      const v = shared('V', 'b k e', 'b 1 k e');
+      const k = readShared(g, 'K', 'b k d', 'b 1 k d');
+      const v = readShared(g, 'V', 'b k e', 'b 1 k e');
       const scores = g.op('MatMul', [q, g.op('Transpose', [k], { perm: [0, 1, 3, 2] })]);
       const slopes = g.tensor(g.type, [1, 2, 1, 1], [0.5, 0.25]);
       const positions = g.op('CumSum', [g.input('mask', 'int64', dims('b k')).name, g.tensor('int64', [], [-1])]);

@@ -1,6 +1,7 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
+import { reducedAxis } from './view.js';
 
 /**
  * A product of two tensors that sums over shared dimensions, as an einsum: a label a dimension. MatMul, Gemm,
@@ -59,7 +60,7 @@ function summedProduct(node: Node, inference: Inference): Contraction | undefine
   const [a, b] = node.inputs.map((v) => v && inference.of(v).shape);
   if (!sum?.is('ReduceSum') || sum.graph !== node.graph || !a || !b) return undefined;
   const rank = Math.max(a.length, b.length);
-  const axis = summedAxis(sum, rank, inference);
+  const axis = reducedAxis(sum, rank, inference);
   if (axis === undefined) return undefined;
   // What is broadcast along a dimension of the other's does not have it.
   const labels = (shape: readonly Expression[], other: readonly Expression[], side: 'A' | 'B') =>
@@ -90,15 +91,6 @@ function summedProduct(node: Node, inference: Inference): Contraction | undefine
     outputLabels: all.flatMap((label) => (label === summed ? kept : rename(label))),
     factor: 1,
   };
-}
-
-/** The one axis that ReduceSum sums over; undefined where it is not one that is known. */
-function summedAxis(sum: Node, rank: number, inference: Inference): number | undefined {
-  const given = sum.inputs[1] && inference.of(sum.inputs[1]).elements?.map((e) => e.value);
-  const axes = sum.inputs[1] ? given : sum.ints('axes');
-  const [axis] = axes ?? [];
-  if (axes?.length !== 1 || axis === undefined) return undefined;
-  return axis < 0 ? axis + rank : axis;
 }
 
 /**

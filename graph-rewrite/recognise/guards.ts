@@ -4,6 +4,7 @@ import { DataType } from '../onnx/proto.js';
 import type { Inference } from '../shape/inference.js';
 import { uniformValue } from './scores.js';
 import type { SoftmaxForm } from './softmax.js';
+import { reducedAxis } from './view.js';
 
 /** Guards one after another, each on the result of the one before. */
 export interface GuardTrace {
@@ -122,10 +123,9 @@ function reduced({ empty, masked, kept }: Truth, isAny: boolean): Truth {
 
 /** Over the softmax's axis alone, which stays as one of size 1. */
 function isOverKeys(node: Node, { softmax, inference }: Tested): boolean {
-  const axes = node.ints('axes') ?? (node.inputs[1] && inference.of(node.inputs[1]).elements?.map((e) => e.value));
   const rank = (softmax && inference.of(softmax.input).shape?.length) ?? 0;
-  const [axis] = axes?.length === 1 ? axes : [];
-  return axis !== undefined && (axis < 0 ? axis + rank : axis) === softmax?.axis && node.int('keepdims') !== 0;
+  const axis = reducedAxis(node, rank, inference);
+  return axis !== undefined && axis === softmax?.axis && node.int('keepdims') !== 0;
 }
 
 /** Lowest and highest; none stands for NaN. */

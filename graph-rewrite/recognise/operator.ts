@@ -7,7 +7,7 @@ import { isStandardAttention, readStandardAttention } from '../op/standard.js';
 import { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { extendInput, extendOutput } from './extend.js';
-import { isSliced, isWidthSaid } from './pairs.js';
+import { isSliced, isWidthSaid, pairs } from './pairs.js';
 import { refuse } from './refusal.js';
 
 /** One tensor of the operator by its name: a value of the graph, or one that the site's own nodes make. */
@@ -67,7 +67,7 @@ export function readOperator(node: Node, inference: Inference): OperatorSite {
   const values = options(V, inputs.V, attributes.valueLayout, attributes.keyHeads).filter(
     (c) => sameType(c) && c.factor === 1 && plain(c) && (isAsWide || !isSliced(c)),
   );
-  const pair = keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const))[0];
+  const [pair] = pairs(keys, values);
   if (!pair) return refuse('the shapes of the operator’s inputs are not understood', node);
   const [key, value] = pair;
   const isSaid = hasPast || isWidthSaid(key, value, isAsWide);

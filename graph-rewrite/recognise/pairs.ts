@@ -5,12 +5,12 @@ import type { Connection } from './plan.js';
 /** A tensor that an operand may be read from, the heads that it has, and the scalar factor that is left out. */
 export type Placed = Connection & { readonly heads: Expression; readonly factor: number };
 
+type Laid = Pick<Connection, 'layout'>;
+
 /** Whether the dimension that holds the head dimension holds more, so that its size says nothing of it. */
-export function isSliced({ layout }: { readonly layout: string }): boolean {
+export function isSliced({ layout }: Laid): boolean {
   return /D[^)]*@/.test(layout);
 }
-
-type Laid = Parameters<typeof isSliced>[0];
 
 /** Whether the keys say how wide a head of the queries is, or values as wide as these. */
 export function isWidthSaid(key: Laid, value: Laid, isAsWide: boolean): boolean {
@@ -22,7 +22,8 @@ export function pairOf(keys: readonly Placed[], values: readonly Placed[]): read
   return pairs(keys, values)[0] ?? pairs(keys, perHead(values, keys))[0] ?? pairs(perHead(keys, values), values)[0];
 }
 
-function pairs(keys: readonly Placed[], values: readonly Placed[]): (readonly [Placed, Placed])[] {
+/** Every two of them with as many heads, the first keys first. */
+export function pairs<T extends Pick<Placed, 'heads'>>(keys: readonly T[], values: readonly T[]): (readonly [T, T])[] {
   return keys.flatMap((k) => values.filter((v) => v.heads.equals(k.heads)).map((v) => [k, v] as const));
 }
 

@@ -75,6 +75,8 @@ export function traceProbabilities(
       return { product, side, view, nodes, casts, guarded, zeroed, factors };
     }
     const output = node.outputs[0]!;
+    const mask = zeroedMask(node, value, view, steps, inference);
+    const factor = sink ? undefined : readFactor(node, value, view, inference);
     if (sink && dropsSink(node, sink, inference)) {
       sink = undefined;
     } else if (node.is('Reshape', 'Transpose', 'Unsqueeze', 'Squeeze')) {
@@ -83,10 +85,10 @@ export function traceProbabilities(
       view = next;
     } else if (node.is('Cast')) {
       casts.push(node.int('to') ?? 0);
-    } else if (zeroedMask(node, value, view, steps, inference)) {
-      zeroed.push(zeroedMask(node, value, view, steps, inference)!);
-    } else if (!sink && readFactor(node, value, view, inference)) {
-      factors.push(readFactor(node, value, view, inference)!);
+    } else if (mask) {
+      zeroed.push(mask);
+    } else if (factor) {
+      factors.push(factor);
     } else if (!node.is('Identity') && !(node.is('Dropout') && isIdleDropout(node))) {
       refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
     }

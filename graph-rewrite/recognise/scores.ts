@@ -7,7 +7,7 @@ import { type Contraction, contractedLabels, contractionTo } from './contraction
 import { refuse, refuseProduct } from './refusal.js';
 import { copied } from './same.js';
 import { joinSelections } from './selections.js';
-import { identityView, isIdleDropout, stepView, type View } from './view.js';
+import { constantInts, identityView, isIdleDropout, stepView, type View } from './view.js';
 
 /** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
 export type ScoreStep =
@@ -320,8 +320,8 @@ function sink(
 /** Pad by one column of a constant. */
 function paddedSink(node: Node, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
   const rank = dimensions.length;
-  const [, counts, constant, axes] = node.inputs;
-  const pads = node.ints('pads') ?? (counts && inference.of(counts).elements?.map((e) => e.value));
+  const [, , constant, axes] = node.inputs;
+  const pads = constantInts(node, 1, 'pads', inference);
   const logit = constant ? inference.scalarOf(constant) : (node.float('value') ?? 0);
   const padded = [...(pads ?? []).keys()].filter((i) => pads![i] !== 0);
   const [at] = padded;

@@ -7,6 +7,7 @@ import type { UnderstoodMasks } from './mask/understand.js';
 import type { MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
 import { beforeExpand, type ScoreStep, type ScoreTrace } from './scores.js';
+import { reducedAxis } from './view.js';
 
 /** A logit that takes part in the sum alone. */
 export interface ExtraLogit {
@@ -85,13 +86,6 @@ function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefine
   const axis = reducedAxis(reduce, shape.length, inference);
   if (axis === undefined || !keepsRow(sum!, shape, axis, inference)) return undefined;
   return { input, output, axis, nodes: [reduce, inner, node], anchor: node, isLogarithm: true };
-}
-
-/** The one axis that is reduced, counted from the front. */
-function reducedAxis(node: Node, rank: number, inference: Inference): number | undefined {
-  const axes = node.ints('axes') ?? (node.inputs[1] && inference.of(node.inputs[1]).elements?.map((e) => e.value));
-  const stated = axes?.length === 1 ? axes[0] : undefined;
-  return stated !== undefined && stated < 0 ? stated + rank : stated;
 }
 
 /** Whether a value has this shape, with size 1 on the axis. */

@@ -252,8 +252,15 @@ export function readSelection(
   return { axis, start, length, drops: false };
 }
 
+/** The one axis that a node reduces, counted from the front; undefined where it is not one that is known. */
+export function reducedAxis(node: Node, rank: number, inference: Inference): number | undefined {
+  const [axis, ...more] = constantInts(node, 1, 'axes', inference) ?? [];
+  if (axis === undefined || more.length > 0) return undefined;
+  return axis < 0 ? axis + rank : axis;
+}
+
 /** Integers given as an attribute or as a constant input. */
-function constantInts(node: Node, index: number, attribute: string, inference: Inference): number[] | undefined {
+export function constantInts(node: Node, index: number, attribute: string, inference: Inference): number[] | undefined {
   const fromAttribute = node.ints(attribute);
   if (fromAttribute) return fromAttribute;
   const value = node.inputs[index];

@@ -4,6 +4,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { onnxRuntimePath, packageFolder } from '../node-paths.js';
 import type { Random } from './operator-cases.js';
+import { runs } from './programs.js';
 
 const source = join(packageFolder(), 'kernels-cuda');
 
@@ -18,19 +19,13 @@ function headersFolder(): string | undefined {
   return found === undefined ? undefined : join(build, found);
 }
 
-function hasCompiler(): boolean {
-  try {
-    execFileSync('g++', ['--version'], { stdio: 'ignore' });
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 /** Whether what {@link OperatorOnCpu} needs is here: Linux, g++, ONNX Runtime and its headers. */
 export function canBuildOperator(): boolean {
   return (
-    process.platform === 'linux' && headersFolder() !== undefined && hasCompiler() && existsSync(onnxRuntimePath())
+    process.platform === 'linux' &&
+    headersFolder() !== undefined &&
+    runs('g++', '--version') &&
+    existsSync(onnxRuntimePath())
   );
 }
 

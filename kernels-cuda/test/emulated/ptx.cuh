@@ -77,6 +77,13 @@ inline uint32_t to_tf32(float x) {
   return (finite ? bits + 0x1000 : bits) & ~uint32_t{0x1fff};
 }
 
+// What a lane gives to a warp's matrix product.
+struct Fragments {
+  float *d;
+  const uint32_t *a;
+  uint32_t b[2];
+};
+
 struct Half {
   static float low(uint32_t pair) { return __half2float(__half(__half_raw{static_cast<uint16_t>(pair)})); }
 };
@@ -93,15 +100,11 @@ struct Bfloat16 {
 // those 8 further; of B the same rows of column l/4; of D rows as of A, columns 2·(l mod 4) and the next.
 template <typename Type>
 void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  struct Given {
-    float *d;
-    const uint32_t *a;
-    uint32_t b[2];
-  } given{d, a, {b0, b1}};
-  emulated::together("mma", given, [](Given *const(&all)[emulated::kLanes]) {
+  Fragments given{d, a, {b0, b1}};
+  emulated::together("mma", given, [](Fragments *const(&all)[emulated::kLanes]) {
     float left[16][16], right[16][8], sum[16][8];
     for (int lane = 0; lane < emulated::kLanes; ++lane) {
-      const Given &own = *all[lane];
+      const Fragments &own = *all[lane];
       const int row = lane / 4, column = lane % 4 * 2;
       for (int half = 0; half < 2; ++half) {
         for (int r = 0; r < 4; ++r)
@@ -133,12 +136,8 @@ inline void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 // Of a 16×8×8 product: lane l holds of A rows l/4 (r even) and l/4 + 8 (odd), columns l mod 4 (r < 2) and 4 further; of B row
 // l mod 4 and 4 further, column l/4; D as above.
 inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  struct Given {
-    float *d;
-    const uint32_t *a;
-    uint32_t b[2];
-  } given{d, a, {b0, b1}};
-  emulated::together("mma.tf32", given, [](Given *const(&all)[emulated::kLanes]) {
+  Fragments given{d, a, {b0, b1}};
+  emulated::together("mma.tf32", given, [](Fragments *const(&all)[emulated::kLanes]) {
     const auto number = [](uint32_t bits) {
       if (bits & 0x1fff) fail("an operand that is not tf32");
       float x;
