@@ -25,6 +25,12 @@ function variesAlong(term: Shift, own: readonly Atom[], inference: Inference): b
   return leavesPerDimension(term, inference).some((leaves) => leaves.some((leaf) => own.includes(leaf)));
 }
 
+/** Whether a tensor combined with the scores has one number for each of their rows along an axis. */
+export function isPerRow(term: Shift, dimensions: readonly Dimension[], axis: number, inference: Inference): boolean {
+  const own = leavesPerDimension(term, inference).flat();
+  return dimensions.every((dimension, i) => leavesOf(dimension).every((leaf) => own.includes(leaf) === (i !== axis)));
+}
+
 /** Refuses what varies along the keys. */
 export function requireSameForAllKeys(terms: readonly Shift[], keys: Dimension, inference: Inference): void {
   for (const term of terms) {

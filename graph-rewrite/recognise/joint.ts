@@ -4,6 +4,7 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, type Dimension, leavesOf } from './atoms.js';
 import { type Contraction, contractedLabels } from './contraction.js';
 import type { ScoreDimensions } from './cuts.js';
+import { requireDivision } from './late.js';
 import { type Alignment, alignOperand, type Candidate, candidates, type LabelledDimensions } from './operands.js';
 import { outputCandidates } from './output.js';
 import { type ProbabilityTrace, traceProbabilities } from './probabilities.js';
@@ -72,6 +73,7 @@ export function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: In
   const summedLeaves = new Set(summed.flatMap((label) => leavesOf(scores.get(label)!)));
   if (summed.length === 0 || summedLeaves.size !== normalised.length || normalised.some((l) => !summedLeaves.has(l)))
     return refuse('the probabilities are not summed over the keys', second.output);
+  if (softmax.late) requireDivision(softmax.late, { ...probabilities, keys: normalised }, inference);
   if (isWeight(keyOperand.value, inference) || isWeight(valueOperand.value, inference))
     return refuseProduct('keys or values are constants of the model, not a sequence', second.output);
 
@@ -80,7 +82,7 @@ export function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: In
     query: side(queryOperand.value, queryOperand.labels, base, inference),
     key: side(keyOperand.value, keyOperand.labels, base, inference),
     value: side(valueOperand.value, valueOperand.labels, scores, inference),
-    output: outputSide(second, outputLabels, inference),
+    output: outputSide(second, outputLabels, softmax.late?.node, inference),
   });
   // Aligning one operand may split the scores' atoms, so that earlier ones have to be aligned again.
   let aligned = sides();
@@ -109,8 +111,19 @@ function side(operand: Value, labels: readonly string[], scores: LabelledDimensi
   return alignAll(operand, candidates(operand, inference), labels, scores);
 }
 
-function outputSide(second: Contraction, scores: LabelledDimensions, inference: Inference): Side {
-  return alignAll(second.output, outputCandidates(second.output, inference), second.outputLabels, scores, true);
+function outputSide(
+  second: Contraction,
+  scores: LabelledDimensions,
+  division: Node | undefined,
+  inference: Inference,
+): Side {
+  const found = outputCandidates(second.output, inference, division);
+  if (found.length === 0)
+    refuse(
+      'the product of the exponentials with the values is also read before it is divided by their sum',
+      second.output,
+    );
+  return alignAll(second.output, found, second.outputLabels, scores, true);
 }
 
 function alignAll(

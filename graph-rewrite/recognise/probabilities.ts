@@ -17,6 +17,8 @@ export interface ProbabilityTrace {
   readonly side: 0 | 1;
   /** The probabilities' dimensions as the product reads them, in atoms of the scores. */
   readonly view: View;
+  /** The same as their sum reads them, where what divides by it comes behind the product. */
+  readonly summed: View | undefined;
   readonly nodes: readonly Node[];
   /** Data types that the probabilities are cast to on the way, in order. */
   readonly casts: readonly number[];
@@ -52,18 +54,24 @@ export function traceProbabilities(
   // high ones ∞/∞.
   const maximum = steps.findLastIndex((s) => s.kind === 'shift' && s.by !== undefined);
   const lowered = steps.findLastIndex((s) => ['add', 'select', 'floor', 'sink'].includes(s.kind));
+  const { late } = softmax;
   const mayBeUndefined = softmax.isQuotient === true && (maximum < 0 || maximum < lowered);
   let guarded = false;
+  let summed: View | undefined;
   for (;;) {
     const aligned = view === start ? softmax : undefined;
     // Guards are judged by what probabilities are, not by what a factor makes of them.
-    const guards = mayBeUndefined || factors.length > 0 ? undefined : traceGuards(value, aligned, inference);
+    const guards = mayBeUndefined || late || factors.length > 0 ? undefined : traceGuards(value, aligned, inference);
     if (guards) {
       nodes.push(...guards.nodes);
       value = guards.value;
       guarded ||= guards.zeroes;
     }
-    const { node, unread } = onlyConsumer(value);
+    if (late?.summed === value) {
+      if (factors.length > 0 || zeroed.length > 0) refuse('the exponentials are weighed before they are summed', value);
+      summed = view;
+    }
+    const { node, unread } = onlyConsumer(value, late?.sum);
     nodes.push(...unread);
     const product = readContraction(node, inference);
     if (product) {
@@ -72,7 +80,7 @@ export function traceProbabilities(
         refuse('the probabilities are multiplied by themselves', node);
       const side = product.operands[0].value === value ? 0 : 1;
       if (product.node !== node) nodes.push(node);
-      return { product, side, view, nodes, casts, guarded, zeroed, factors };
+      return { product, side, view, summed, nodes, casts, guarded, zeroed, factors };
     }
     const output = node.outputs[0]!;
     const mask = zeroedMask(node, value, view, steps, inference);
@@ -143,10 +151,10 @@ function dropsSink(node: Node, sink: SinkTerm, inference: Inference): boolean {
   return selection.length.plus(1).equals(sizes![sink.axis]!);
 }
 
-/** The one node that reads the probabilities, and dead ones that do. */
-function onlyConsumer(value: Value): { readonly node: Node; readonly unread: readonly Node[] } {
+/** The one node that reads the probabilities, other than what sums them, and dead ones that do. */
+function onlyConsumer(value: Value, sum?: Node): { readonly node: Node; readonly unread: readonly Node[] } {
   if (value.isOutput) refuse('the probabilities are an output of the graph', value);
-  const every = [...new Set(value.uses.map((u) => u.node))];
+  const every = [...new Set(value.uses.map((u) => u.node))].filter((n) => n !== sum);
   const unread = every.flatMap((n) => (n.graph === value.graph ? (deadNodes(n) ?? []) : []));
   const all = every.filter((n) => !unread.includes(n));
   const readers = all.filter((n) => !n.is('Shape'));

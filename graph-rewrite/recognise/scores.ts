@@ -1,4 +1,5 @@
 import type { Node, Value } from '../graph/graph.js';
+import { DataType } from '../onnx/proto.js';
 import { constantOfTensor } from '../shape/constant.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
@@ -348,7 +349,7 @@ export function uniformValue(value: Value, inference: Inference): number | undef
 }
 
 /** x − max(x): where the maximum is over the keys, a softmax is the same with and without. */
-function lessMaximum(
+export function lessMaximum(
   subtracted: Value,
   scores: Value,
   dimensions: readonly Dimension[],
@@ -356,12 +357,10 @@ function lessMaximum(
 ): ScoreStep | undefined {
   const value = beforeExpand(subtracted, scores, inference);
   let reduce = value.producer;
-  while (reduce?.is('Identity', 'Cast', 'Unsqueeze', 'Reshape', 'Expand', 'Max')) {
-    const rest: readonly (Value | undefined)[] = reduce.is('Max')
-      ? reduce.inputs.filter((v) => !isLowest(v, inference))
-      : reduce.inputs.slice(0, 1);
-    const isCast = reduce.is('Cast') && reduce.int('to') !== (rest[0] && inference.of(rest[0]).type);
-    reduce = rest.length === 1 && !isCast ? rest[0]?.producer : undefined;
+  while (reduce?.is('Identity', 'Cast', 'Unsqueeze', 'Reshape', 'Expand', 'Max', 'Clip', 'Where')) {
+    const rest = maximumIn(reduce, inference);
+    const isCast = reduce.is('Cast') && reduce.int('to') !== (rest && inference.of(rest).type);
+    reduce = isCast ? undefined : rest?.producer;
   }
   const [largest] = reduce?.is('ReduceMax') ? reduce.inputs : [];
   const isMaximum = largest !== undefined && copied(largest, inference) === copied(scores, inference);
@@ -377,9 +376,38 @@ export function beforeExpand(value: Value, other: Value, inference: Inference): 
   return source && isAsWide ? source : value;
 }
 
-/** What a maximum over nothing is. */
+/** What a node passes on of a maximum, or a copy of it that is something else only where the maximum is −∞. */
+function maximumIn(node: Node, inference: Inference): Value | undefined {
+  const [a, b, c] = node.inputs;
+  if (node.is('Max')) {
+    const rest = node.inputs.filter((v) => !isLowest(v, inference));
+    return rest.length === 1 ? rest[0] : undefined;
+  }
+  if (node.is('Clip')) {
+    const bound = b ? inference.scalarOf(b) : node.float('min');
+    const isBounded = c !== undefined || node.float('max') !== undefined;
+    return a && !isBounded && bound !== undefined && bound <= lowestOf(a, inference) ? a : undefined;
+  }
+  if (!node.is('Where')) return a;
+  const isNegated = a?.producer?.is('Not');
+  const test = isNegated ? a!.producer!.inputs[0]?.producer : a?.producer;
+  const [tested, limit] = test?.inputs ?? [];
+  const isInfinite = test?.is('IsInf') || (test?.is('Equal') && limit && inference.scalarOf(limit) === -Infinity);
+  const [kept, other] = isNegated ? [b, c] : [c, b];
+  const fill = other && uniformValue(other, inference);
+  const isTested = kept && tested && copied(kept, inference) === copied(tested, inference);
+  return isInfinite && isTested && fill !== undefined && Number.isFinite(fill) ? kept : undefined;
+}
+
+/** The lowest number of float32, which is below those of narrower types, or of double. */
+function lowestOf(value: Value, inference: Inference): number {
+  return inference.of(value).type === DataType.DOUBLE ? -Number.MAX_VALUE : -3.4028234663852886e38;
+}
+
+/** What a maximum over nothing is, or the lowest number of all. */
 function isLowest(value: Value | undefined, inference: Inference): boolean {
-  return value !== undefined && inference.scalarOf(value) === Number.NEGATIVE_INFINITY;
+  const number = value && inference.scalarOf(value);
+  return number !== undefined && number <= lowestOf(value!, inference);
 }
 
 function requireSameRank(

@@ -12,7 +12,7 @@ import { termType } from './masks.js';
 import { type Plan, plan, saving } from './plan.js';
 import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
-import { extraSteps, requireDigits, type SoftmaxForm } from './softmax.js';
+import { extraSteps, requireDigits, requireLargestOne, type SoftmaxForm } from './softmax.js';
 import { withZeroed } from './zeroed.js';
 
 /** A place that computes attention, understood well enough to be replaced. */
@@ -51,7 +51,8 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
 
 /** The site, if its scores are this product. */
 function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Site {
-  const written = combineSteps([...trace.steps, ...extraSteps(softmax, trace)]);
+  const written = combineSteps([...trace.steps, ...extraSteps(softmax, trace, inference)]);
+  requireLargestOne(softmax, trace, inference);
   const joint = readJoint(trace, softmax, inference);
   const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys(formula.shifts, joint.keys, inference);

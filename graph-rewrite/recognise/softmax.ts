@@ -2,19 +2,15 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
+import { isPerRow } from './factors.js';
+import { type LateDivision, readLateDivision } from './late.js';
 import { mayHoldFill } from './mask/magnitude.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import type { MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
-import { beforeExpand, type ScoreStep, type ScoreTrace } from './scores.js';
+import type { ScoreStep, ScoreTrace } from './scores.js';
+import { type ExtraLogit, readDivision, typeOf } from './sums.js';
 import { reducedAxis } from './view.js';
-
-/** A logit that takes part in the sum alone. */
-export interface ExtraLogit {
-  readonly logit: number;
-  /** Where it is added. */
-  readonly value: Value;
-}
 
 /** A softmax, however it is spelled: its input, the axis, and the probabilities. */
 export interface SoftmaxForm {
@@ -32,22 +28,21 @@ export interface SoftmaxForm {
   readonly isLogarithm?: boolean;
   /** Set where a number is added to the sum of the exponentials. */
   readonly extra?: ExtraLogit;
+  /** Where the sum is kept from being zero, by what leaves sums of one or more as they are. */
+  readonly guards?: readonly Value[];
+  /** Set where `output` are the exponentials, and what divides by their sum comes behind the product with the values. */
+  readonly late?: LateDivision;
 }
 
 /**
  * Reads a softmax that ends at this node: Softmax itself (before opset 13 it flattens its input to 2-D at `axis`), exp(x)
- * over its sum, as Div or as Mul by the sum's Reciprocal, or exp(x − log Σ exp(x)).
+ * over its sum, as Div or as Mul by the sum's Reciprocal, or exp(x − log Σ exp(x)); or exp(x), where the product with the
+ * values is divided by its sum.
  */
 export function readSoftmax(node: Node, inference: Inference): SoftmaxForm | undefined {
   if (node.is('Softmax')) return readOperator(node, inference);
-  if (node.is('Exp')) return readLogarithm(node, inference);
-  const [exponential, divisor] = node.inputs;
-  if (!exponential || !divisor) return undefined;
-  if (node.is('Div')) return readQuotient(node, exponential, divisor, [], inference);
-  if (!node.is('Mul')) return undefined;
-  const [e, reciprocal] = divisor.producer?.is('Reciprocal') ? [exponential, divisor] : [divisor, exponential];
-  const sum = reciprocal.producer?.is('Reciprocal') ? reciprocal.producer.inputs[0] : undefined;
-  return sum && readQuotient(node, e, sum, [reciprocal.producer!], inference);
+  if (node.is('Exp')) return readLogarithm(node, inference) ?? readExponentials(node, inference);
+  return node.is('Div', 'Mul') ? readQuotient(node, inference) : undefined;
 }
 
 function readOperator(node: Node, inference: Inference): SoftmaxForm | undefined {
@@ -95,59 +90,37 @@ function keepsRow(value: Value, shape: readonly Expression[], axis: number, infe
 }
 
 /** exp(x) / Σ exp(x), the sum kept as a dimension of size 1 by whatever means. */
-function readQuotient(
-  node: Node,
-  exponential: Value,
-  divisor: Value,
-  between: readonly Node[],
-  inference: Inference,
-): SoftmaxForm | undefined {
-  const kept = beforeExpand(divisor, exponential, inference);
-  const moves = kept === divisor ? [] : [divisor.producer!];
-  const more = addedToSum(kept, exponential, inference);
-  let sums = more?.sum ?? kept;
-  while (sums.producer?.is('Unsqueeze', 'Reshape', 'Expand', 'Identity') && sums.producer.inputs[0]) {
-    moves.unshift(sums.producer);
-    sums = sums.producer.inputs[0];
-  }
-  const sum = sums.producer;
-  const given = exponential.producer?.is('Exp') ? exponential.producer.inputs[0] : undefined;
-  const input = more?.input ?? given;
-  const shape = input && inference.of(input).shape;
+function readQuotient(node: Node, inference: Inference): SoftmaxForm | undefined {
   const [output] = node.outputs;
-  if (!sum?.is('ReduceSum') || sum.inputs[0] !== exponential || !shape || !output) return undefined;
-  const axis = reducedAxis(sum, shape.length, inference);
-  if (axis === undefined || exponential.isOutput) return undefined;
-  const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum);
-  if (!keepsRow(kept, shape, axis, inference) || elsewhere) return undefined;
-  const nodes = [...(more?.nodes ?? []), exponential.producer!, sum, ...moves, ...between, node];
-  return { input, output, axis, nodes, anchor: node, isQuotient: true, ...(more ? { extra: more.extra } : {}) };
-}
-
-/** What stands beside the sum of the exponentials, and what these are exponentials of then. */
-interface AddedToSum {
-  readonly sum: Value;
-  readonly input: Value | undefined;
-  readonly extra: ExtraLogit;
-  readonly nodes: readonly Node[];
-}
-
-/** c + Σ exp(x), or exp(−m) + Σ exp(x − m), where m is the maximum of x or higher. */
-function addedToSum(value: Value, exponential: Value, inference: Inference): AddedToSum | undefined {
-  const add = value.producer;
-  if (!add?.is('Add')) return undefined;
-  for (const [sum, other] of [add.inputs, [...add.inputs].reverse()]) {
-    if (!sum || !other || sum.producer?.is('Exp')) continue;
-    const number = inference.scalarOf(other);
-    if (number !== undefined && number > 0)
-      return { sum, input: undefined, extra: { logit: Math.log(number), value }, nodes: [add] };
-    const difference = exponential.producer?.inputs[0]?.producer;
-    const [input, maximum] = difference?.is('Sub') ? difference.inputs : [];
-    const negated = other.producer?.is('Exp') ? other.producer.inputs[0]?.producer : undefined;
-    if (input && maximum && negated && isNegative(negated, maximum, inference) && isMaximum(maximum, input, inference))
-      return { sum, input, extra: { logit: 0, value }, nodes: [difference!, negated, other.producer!, add] };
+  for (const exponential of node.inputs) {
+    const given = exponential?.producer?.is('Exp') ? exponential.producer.inputs[0] : undefined;
+    const divisor = exponential && given && readDivision(node, exponential, [exponential], inference);
+    if (!divisor || !output) continue;
+    const { sum, axis, path, nodes: moves, value, guards, more } = divisor;
+    const input = more?.input ?? given;
+    const shape = inference.of(input).shape;
+    const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum);
+    if (!shape || exponential.isOutput || elsewhere || path.some((n) => n.is('Transpose'))) return undefined;
+    if (!keepsRow(value, shape, axis, inference)) return undefined;
+    const nodes = [...(more?.nodes ?? []), exponential.producer!, sum, ...moves, node];
+    const extra = more ? { extra: more.extra } : {};
+    return { input, output, axis, nodes, anchor: node, isQuotient: true, guards, ...extra };
   }
   return undefined;
+}
+
+/** exp(x), where the product with the values is divided by Σ exp(x). */
+function readExponentials(node: Node, inference: Inference): SoftmaxForm | undefined {
+  const [given] = node.inputs;
+  const [output] = node.outputs;
+  const late = given && output && readLateDivision(output, inference);
+  if (!late) return undefined;
+  const { axis, divisor } = late;
+  const input = divisor?.more?.input ?? given;
+  const nodes = [...(divisor?.more?.nodes ?? []), node, late.sum, ...(divisor?.nodes ?? [])];
+  const extra = divisor?.more ? { extra: divisor.more.extra } : {};
+  const guards = divisor?.guards ?? [];
+  return { input, output, axis, nodes, anchor: node, isQuotient: true, guards, late, ...extra };
 }
 
 /** Scores from here on leave the logarithm of a sum of exponentials less than three decimals in float32. */
@@ -168,25 +141,31 @@ export function requireDigits(
 }
 
 /** What a softmax does to its scores before the exponentials. */
-export function extraSteps({ extra, axis }: SoftmaxForm, { view }: ScoreTrace): ScoreStep[] {
-  return extra ? [{ kind: 'sink', ...extra, first: false, axis, dimensions: view.dimensions }] : [];
+export function extraSteps(
+  { extra, axis }: SoftmaxForm,
+  { view, steps }: ScoreTrace,
+  inference: Inference,
+): ScoreStep[] {
+  if (!extra) return [];
+  if (steps.some((step) => step.kind === 'shift' && step.by))
+    refuse(
+      `${Math.exp(extra.logit).toPrecision(3)} is added to the sum of exponentials that are relative to the largest score: that is not negligible in ${typeOf(extra.value, inference)}, and weighs as much as that score does`,
+      extra.value,
+    );
+  return [{ kind: 'sink', ...extra, first: false, axis, dimensions: view.dimensions }];
 }
 
-/** −x, as Neg, 0 − x, or −1 · x. */
-function isNegative(node: Node, x: Value, inference: Inference): boolean {
-  const other = node.inputs.find((v) => v !== x);
-  const number = other && inference.scalarOf(other);
-  if (node.is('Neg')) return node.inputs[0] === x;
-  return (node.is('Sub') && node.inputs[1] === x && number === 0) || (node.is('Mul') && number === -1);
-}
-
-/** Whether a value is the maximum of x, or of x and numbers; over which axis, the sum beside it says. */
-function isMaximum(value: Value, x: Value, inference: Inference): boolean {
-  const node = value.producer;
-  const isOf = (v: Value | undefined) => v !== undefined && isMaximum(v, x, inference);
-  const isNumber = (v: Value | undefined) => v !== undefined && inference.scalarOf(v) !== undefined;
-  if (node?.is('Max')) return node.inputs.some(isOf) && node.inputs.every((v) => isOf(v) || isNumber(v));
-  if (node?.is('Clip')) return isOf(node.inputs[0]) && !node.inputs[2] && node.float('max') === undefined;
-  if (node?.is('Relu', 'Identity')) return isOf(node.inputs[0]);
-  return node?.is('ReduceMax') === true && node.inputs[0] === x;
+/** Refuses what keeps the sum from zero where it may change a sum of a row that has keys, which is one or more only then. */
+export function requireLargestOne(
+  { guards = [], axis }: SoftmaxForm,
+  { view, steps }: ScoreTrace,
+  inference: Inference,
+): void {
+  const [guard] = guards;
+  const last = steps.findLast((step) => step.kind !== 'cast');
+  if (!guard || (last?.kind === 'shift' && last.by && isPerRow(last.by, view.dimensions, axis, inference))) return;
+  refuse(
+    'the sum of the exponentials is kept from being zero, but no maximum over the keys is taken from the masked scores: sums of rows that have keys may be as small',
+    guard,
+  );
 }

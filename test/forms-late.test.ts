@@ -1,0 +1,248 @@
+/** Attention whose softmax is written out, and most of all that which divides after the product with the values. */
+import { count, type Form, LOWEST, move, plain, read, testForms, to, write } from './form.js';
+import { dims, type FuzzGraph } from './fuzz/graph.js';
+
+const sum = (g: FuzzGraph, e: string, axis = 3, keepdims = 1) => g.op('ReduceSum', [e, g.ints([axis])], { keepdims });
+const largest = (g: FuzzGraph, s: string, axis = 3) => g.op('ReduceMax', [s], { axes: [axis], keepdims: 1 });
+const relative = (g: FuzzGraph, s: string, m = largest(g, s)) => g.op('Exp', [g.op('Sub', [s, m])]);
+const scored = (g: FuzzGraph) => {
+  const [q, k, v] = plain(g);
+  return { s: g.op('Mul', [g.op('MatMul', [q, k]), g.float(0.5)]), v };
+};
+const masked = (g: FuzzGraph, s: string, fill: number) =>
+  g.op('Where', [g.input('keep', 'bool', dims('b 1 1 k')).name, s, g.float(fill)]);
+const future = (g: FuzzGraph, s: string, fill: number) => {
+  const seen = g.op('LessOrEqual', [count(g, 'q'), g.unsqueeze(count(g, 'q'), [1])]);
+  return g.op('Where', [seen, s, g.float(fill)]);
+};
+const finish = (g: FuzzGraph, y: string) => write(g, y, 'b h q e', 'b q he');
+const late = (g: FuzzGraph, e: string, v: string, divisor = sum(g, e)) =>
+  finish(g, g.op('Div', [g.op('MatMul', [e, v]), divisor]));
+
+const FORMS: readonly Form[] = [
+  {
+    name: 'late: the product of exponentials with the values is divided by their sum',
+    build(g) {
+      const { s, v } = scored(g);
+      late(g, relative(g, s), v);
+    },
+  },
+  {
+    name: 'late: plain exponentials, multiplied by the reciprocal of a sum that keeps no dimension',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Exp', [s]);
+      const inverse = g.op('Mul', [g.op('Reciprocal', [g.unsqueeze(sum(g, e, -1, 0), [3])]), g.float0(1)]);
+      finish(g, g.op('Mul', [inverse, g.op('MatMul', [e, v])]));
+    },
+  },
+  {
+    name: 'late: behind the transposition of the heads, as einsum leaves it',
+    build(g) {
+      const [q, k, v] = ['Q', 'K', 'V'].map((n) => {
+        const l = n === 'Q' ? 'q' : 'k';
+        return read(g, n, `b ${l} hd`, `b ${l} h d`).name;
+      });
+      const e = relative(g, g.op('Einsum', [q!, k!], { equation: 'bqhd,bkhd->bhqk' }));
+      const y = g.op('Einsum', [e, v!], { equation: 'bhqk,bkhd->bqhd' });
+      const total = g.op('Transpose', [sum(g, e)], { perm: [0, 2, 1, 3] });
+      write(g, g.op('Div', [y, total]), 'b q h d', 'b q hd');
+    },
+  },
+  {
+    name: 'late: the sum as a product with ones, repeated for what it divides',
+    sizes: { k: 5, one: 1 },
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const y = g.op('MatMul', [e, v]);
+      const total = g.op('MatMul', [e, g.tensor(g.type, [5, 1], [1, 1, 1, 1, 1])]);
+      finish(g, g.op('Div', [y, g.op('Expand', [total, g.op('Shape', [y])])]));
+    },
+  },
+  {
+    name: 'late: batch and heads in one dimension at the product, apart at the division',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const flat = (x: string, is: string, wanted: string) => move(g, x, is, wanted);
+      const y = g.op('MatMul', [flat(e, 'b h q k', 'bh q k'), flat(v, 'b h k e', 'bh k e')]);
+      finish(g, g.op('Div', [flat(y, 'bh q e', 'b h q e'), sum(g, e)]));
+    },
+  },
+  {
+    name: 'late: under causality, with a padding mask of the lowest number',
+    self: true,
+    build(g) {
+      const { s, v } = scored(g);
+      late(g, relative(g, masked(g, future(g, s, LOWEST), LOWEST)), v);
+    },
+  },
+  {
+    name: 'late: rows without keys, kept from 0/0 by a maximum of 0 in place of −∞ and a divisor of 1 in place of 0',
+    build(g) {
+      const { s, v } = scored(g);
+      const out = masked(g, s, Number.NEGATIVE_INFINITY);
+      const m = largest(g, out);
+      const safe = g.op('Where', [g.op('Equal', [m, g.float0(Number.NEGATIVE_INFINITY)]), g.float0(0), m]);
+      const e = relative(g, out, safe);
+      const total = sum(g, e);
+      const divisor = g.op('Where', [g.op('Equal', [total, g.float0(0)]), g.float0(1), total]);
+      late(g, e, v, divisor);
+    },
+  },
+  {
+    name: 'late: the sum is kept above a small number',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, masked(g, s, -1e9));
+      late(g, e, v, g.op('Max', [sum(g, e), g.float0(1e-6)]));
+    },
+  },
+  {
+    name: 'late: an epsilon that a sum of one or more is the same with and without',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, masked(g, s, -1e9));
+      late(g, e, v, g.op('Add', [sum(g, e), g.float0(1e-8)]));
+    },
+  },
+  {
+    name: 'late: an epsilon that is not lost in a sum of one',
+    refused: '0.0000100 is added to the sum of exponentials that are relative to the largest score',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      late(g, e, v, g.op('Add', [sum(g, e), g.float0(1e-5)]));
+    },
+  },
+  {
+    name: 'late: an epsilon beside plain exponentials is a sink',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Exp', [s]);
+      late(g, e, v, g.op('Add', [g.float0(1e-6), sum(g, e)]));
+    },
+  },
+  {
+    name: 'late: plain exponentials whose sum is kept above a small number',
+    refused: 'no maximum over the keys is taken',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Exp', [s]);
+      late(g, e, v, g.op('Clip', [sum(g, e), g.float0(1e-6)]));
+    },
+  },
+  {
+    name: 'late: the maximum is taken before a mask, and the sum kept above a small number',
+    refused: 'no maximum over the keys is taken',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Exp', [masked(g, g.op('Sub', [s, largest(g, s)]), Number.NEGATIVE_INFINITY)]);
+      late(g, e, v, g.op('Clip', [sum(g, e), g.float0(1e-6)]));
+    },
+  },
+  {
+    name: 'late: a weight for each key, behind the sum',
+    ownNames: false,
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const total = sum(g, e);
+      late(g, g.op('Mul', [e, g.input('weight', g.type, dims('b 1 1 k')).name]), v, total);
+    },
+  },
+  {
+    name: 'late: softmax plus one',
+    build(g) {
+      const { s, v } = scored(g);
+      const m = g.op('Relu', [largest(g, s)]);
+      const e = relative(g, s, m);
+      late(g, e, v, g.op('Add', [sum(g, e), g.op('Exp', [g.op('Neg', [m])])]));
+    },
+  },
+  {
+    name: 'late: nothing divides by the sum',
+    refused: 'nothing divides their product with the values',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      g.output(sum(g, e));
+      finish(g, g.op('MatMul', [e, v]));
+    },
+  },
+  {
+    name: 'late: the sum of all rows',
+    refused: 'nothing divides',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      late(g, e, v, g.op('ReduceSum', [sum(g, e), g.ints([2])], { keepdims: 1 }));
+    },
+  },
+  {
+    name: 'late: the sum over the queries',
+    sizes: { q: 4, k: 4, e: 4 },
+    refused: 'not summed over the keys',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      late(g, e, v, sum(g, e, 2));
+    },
+  },
+  {
+    name: 'late: the sums of other rows',
+    sizes: { h: 4, q: 4 },
+    refused: 'not the sum of its own row',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      late(g, e, v, g.op('Transpose', [sum(g, e)], { perm: [0, 2, 1, 3] }));
+    },
+  },
+  {
+    name: 'late: the exponentials are weighed before they are summed',
+    refused: 'weighed before they are summed',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Mul', [relative(g, s), g.input('weight', g.type, dims('b 1 1 k')).name]);
+      late(g, e, v);
+    },
+  },
+  {
+    name: 'late: the product is read undivided as well',
+    refused: 'also read before',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const y = g.op('MatMul', [e, v]);
+      g.output(y);
+      finish(g, g.op('Div', [y, sum(g, e)]));
+    },
+  },
+  {
+    name: 'linear attention of exponentials: keys are features, summed over the sequence',
+    refused: 'no site',
+    build(g) {
+      const [q, k, v] = ['Q', 'K', 'V'].map((n) => {
+        const l = n === 'Q' ? 'q' : 'k';
+        return read(g, n, `b ${l} hd`, `b h ${l} d`).name;
+      });
+      const [phiQ, phiK] = [g.op('Exp', [q!]), g.op('Exp', [k!])];
+      const context = g.op('MatMul', [g.op('Transpose', [phiK], { perm: [0, 1, 3, 2] }), v!]);
+      const total = g.op('Transpose', [sum(g, phiK, 2)], { perm: [0, 1, 3, 2] });
+      finish(g, g.op('Div', [g.op('MatMul', [phiQ, context]), g.op('MatMul', [phiQ, total])]));
+    },
+  },
+  {
+    name: 'a quotient whose sum is kept from zero, with the maximum taken off in float32',
+    mayEmptyRows: true,
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, masked(g, to(g, s, 'float32'), Number.NEGATIVE_INFINITY));
+      finish(g, g.op('MatMul', [g.op('Div', [e, g.op('Add', [sum(g, e), g.float0(1e-9)])]), v]));
+    },
+  },
+];
+
+testForms(FORMS);
