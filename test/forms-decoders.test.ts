@@ -226,7 +226,7 @@ const FORMS: readonly Form[] = [
       const e = g.op('Exp', [g.op('Sub', [scores, top(g, scores)])]);
       finish(g, g.op('Div', [e, g.op('Add', [sum(g, e), g.float(1e-6)])]), v);
     },
-    refused: 'a sink is joined to scores that a number was added to',
+    refused: 'is added to the sum of exponentials that are relative to the largest score',
   },
   {
     name: 'a fill of the scores’ own size and shape, as full_like is folded for one length',

@@ -109,7 +109,7 @@ const FORMS: readonly Form[] = [
   },
   {
     name: 'late: an epsilon that is not lost in a sum of one',
-    refused: '0.0000100 is added to the sum of exponentials that are relative to the largest score',
+    refused: '0.00001 is added to the sum of exponentials that are relative to the largest score',
     build(g) {
       const { s, v } = scored(g);
       const e = relative(g, s);
@@ -241,6 +241,72 @@ const FORMS: readonly Form[] = [
       const { s, v } = scored(g);
       const e = relative(g, masked(g, to(g, s, 'float32'), Number.NEGATIVE_INFINITY));
       finish(g, g.op('MatMul', [g.op('Div', [e, g.op('Add', [sum(g, e), g.float0(1e-9)])]), v]));
+    },
+  },
+  {
+    name: 'late: sums by an einsum of one tensor, in the order of the values',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const y = g.op('Einsum', [e, v], { equation: 'bhij,bhjd->bihd' });
+      const total = g.unsqueeze(g.op('Einsum', [e], { equation: 'bhij->bih' }), [3]);
+      write(g, g.op('Div', [y, total]), 'b q h e', 'b q he');
+    },
+  },
+  {
+    name: 'late: the sum as a product with as many ones as there are values',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Exp', [s]);
+      const ones = g.op('Expand', [g.float0(1), g.op('Shape', [v])]);
+      late(g, e, v, g.op('MatMul', [e, ones]));
+    },
+  },
+  {
+    name: 'exponentials divided by their norm of order one, as torch.nn.functional.normalize has it',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const norm = g.op('Clip', [g.op('ReduceL1', [e], { axes: [-1], keepdims: 1 }), g.float0(1e-12)]);
+      finish(g, g.op('MatMul', [g.op('Div', [e, g.op('Expand', [norm, g.op('Shape', [e])])]), v]));
+    },
+  },
+  {
+    name: 'exp(x − log Σ exp(x)), the logarithm written out',
+    build(g) {
+      const { s, v } = scored(g);
+      const x = g.op('Sub', [s, largest(g, s)]);
+      const total = g.op('Log', [sum(g, g.op('Exp', [x]))]);
+      finish(g, g.op('MatMul', [g.op('Exp', [g.op('Sub', [x, total])]), v]));
+    },
+  },
+  {
+    name: 'exp(x − log Σ exp(x)), with the maximum taken off for the sum alone',
+    build(g) {
+      const { s, v } = scored(g);
+      const m = g.op('ReduceMax', [s], { axes: [3], keepdims: 0 });
+      const e = g.op('Exp', [g.op('Sub', [s, g.unsqueeze(m, [3])])]);
+      const total = g.op('Add', [m, g.op('Log', [sum(g, e, 3, 0)])]);
+      finish(g, g.op('MatMul', [g.op('Exp', [g.op('Sub', [s, g.unsqueeze(total, [3])])]), v]));
+    },
+  },
+  {
+    name: 'exp(x − log Σ exp(x)) of the sum over the queries',
+    sizes: { q: 4, k: 4 },
+    refused: 'not summed over the keys',
+    build(g) {
+      const { s, v } = scored(g);
+      const total = g.op('Log', [sum(g, g.op('Exp', [s]), 2)]);
+      finish(g, g.op('MatMul', [g.op('Exp', [g.op('Sub', [s, total])]), v]));
+    },
+  },
+  {
+    name: 'exp(x − log Σ exp(x)) with another maximum added than was taken off',
+    refused: 'no site',
+    build(g) {
+      const { s, v } = scored(g);
+      const total = g.op('Add', [largest(g, s, 2), g.op('Log', [sum(g, relative(g, s))])]);
+      finish(g, g.op('MatMul', [g.op('Exp', [g.op('Sub', [s, total])]), v]));
     },
   },
 ];

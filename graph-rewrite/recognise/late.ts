@@ -2,10 +2,10 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 import { type Atom, freshDimension, leavesOf, sizeOf } from './atoms.js';
-import { type Contraction, readContraction } from './contraction.js';
+import { type Contraction, contractionTo, readContraction } from './contraction.js';
 import { onlyMover } from './output.js';
 import { refuse } from './refusal.js';
-import { type Divisor, readDivision, summedAxis } from './sums.js';
+import { type Divisor, labelsOfSum, readDivision, summedAxis } from './sums.js';
 import { identityView, stepView, type View } from './view.js';
 import { isWeight } from './weights.js';
 
@@ -26,6 +26,8 @@ export interface LateDivision {
 }
 
 const LONGEST_WAY = 12;
+/** Values between the operands of a product and exponentials of it, with those that masks are computed from. */
+const MOST_VALUES = 200;
 /** What may stand between exponentials and their product. */
 const PASSED = ['Identity', 'Cast', 'Dropout', 'Reshape', 'Transpose', 'Unsqueeze', 'Squeeze', 'Mul', 'Where'];
 
@@ -79,11 +81,11 @@ function divided({ passed, ...found }: Found, result: Value, inference: Inferenc
 function isOfSequences({ summed }: Pick<Found, 'summed'>, inference: Inference): boolean {
   const seen = new Set<Value>([summed]);
   for (const value of seen) {
-    const node = value.producer;
-    const product = node && readContraction(node, inference);
-    if (product) return product.operands.every((operand) => !isWeight(operand.value, inference));
-    if (!node || seen.size > 64) continue;
-    for (const input of node.inputs) if (input) seen.add(input);
+    const product = contractionTo(value, inference);
+    const [a, b] = product?.operands ?? [];
+    if (a && b && a.value !== b.value && !isWeight(a.value, inference) && !isWeight(b.value, inference)) return true;
+    if (product || !value.producer || seen.size > MOST_VALUES) continue;
+    for (const input of value.producer.inputs) if (input) seen.add(input);
   }
   return false;
 }
@@ -128,27 +130,35 @@ function sumOf(
 ): View | undefined {
   const { dimensions } = view;
   if (!isSame(leavesOf(dimensions[axis] ?? []), keys)) return undefined;
-  if (sum.is('ReduceSum')) {
+  if (sum.is('Einsum') && sum.inputs.length === 1) {
+    const [from, to] = labelsOfSum(sum);
+    return { ...view, dimensions: [...to].map((label) => dimensions[from.indexOf(label)]!) };
+  }
+  if (sum.is('ReduceSum', 'ReduceL1')) {
     const kept = sum.int('keepdims') === 0 ? [] : [[]];
     return { ...view, dimensions: dimensions.flatMap((d, i) => (i === axis ? kept : [d])) };
   }
   const product = readContraction(sum, inference);
-  return product && resultOf(product, product.operands[0].value === summed ? 0 : 1, view, inference);
+  return product && resultOf(product, product.operands[0].value === summed ? 0 : 1, view, inference, true);
 }
 
-/** The dimensions of a product: those of the exponentials are known, all others are of themselves alone. */
+/**
+ * The dimensions of a product: those of the exponentials are known, all others are of themselves alone.
+ * @param repeats whether these show the same again and again, as in the product with ones.
+ */
 function resultOf(
   { operands, output, outputLabels }: Contraction,
   side: 0 | 1,
   view: View,
   inference: Inference,
+  repeats = false,
 ): View | undefined {
   const { labels } = operands[side];
   const shape = inference.of(output).shape;
   if (shape?.length !== outputLabels.length || labels.length !== view.dimensions.length) return undefined;
   const dimensions = outputLabels.map((label, i) => {
     const own = view.dimensions[labels.indexOf(label)] ?? [];
-    return own.length > 0 ? own : freshDimension(shape[i]!);
+    return own.length > 0 ? own : freshDimension(shape[i]!, repeats);
   });
   return { ...view, dimensions };
 }

@@ -1,15 +1,16 @@
 /** The softmax of a site in its several spellings. */
-import type { Node, Value } from '../graph/graph.js';
+import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
 import { isPerRow } from './factors.js';
 import { type LateDivision, readLateDivision } from './late.js';
+import { readLogarithmOfSum } from './logarithm.js';
 import { mayHoldFill } from './mask/magnitude.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import type { MaskPlacement } from './masks.js';
 import { refuse } from './refusal.js';
 import type { ScoreStep, ScoreTrace } from './scores.js';
-import { type ExtraLogit, readDivision, typeOf } from './sums.js';
+import { type ExtraLogit, keepsOrder, readDivision, typeOf } from './sums.js';
 import { reducedAxis } from './view.js';
 
 /** A softmax, however it is spelled: its input, the axis, and the probabilities. */
@@ -64,7 +65,7 @@ export function whyUnread({ inputs: [input] }: Node, inference: Inference): stri
   return 'Softmax is over several dimensions at once, as before opset 13';
 }
 
-/** exp(LogSoftmax(x)), or exp(x − ReduceLogSumExp(x)). */
+/** exp(LogSoftmax(x)), or exp(x − log Σ exp(x)) with the logarithm as one operator or written out. */
 function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefined {
   const logarithm = node.inputs[0];
   const [output] = node.outputs;
@@ -77,7 +78,13 @@ function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefine
   const [input, sum] = inner.inputs;
   const reduce = sum?.producer;
   const shape = input && inference.of(input).shape;
-  if (!inner.is('Sub') || !shape || !reduce?.is('ReduceLogSumExp') || reduce.inputs[0] !== input) return undefined;
+  if (!inner.is('Sub') || !shape || !reduce) return undefined;
+  if (!reduce.is('ReduceLogSumExp') || reduce.inputs[0] !== input) {
+    const written = readLogarithmOfSum(input, sum, inference);
+    if (!written || !keepsRow(written.value, shape, written.axis, inference)) return undefined;
+    const nodes = [...written.nodes, inner, node];
+    return { input, output, axis: written.axis, nodes, anchor: node, isLogarithm: true };
+  }
   const axis = reducedAxis(reduce, shape.length, inference);
   if (axis === undefined || !keepsRow(sum!, shape, axis, inference)) return undefined;
   return { input, output, axis, nodes: [reduce, inner, node], anchor: node, isLogarithm: true };
@@ -96,11 +103,12 @@ function readQuotient(node: Node, inference: Inference): SoftmaxForm | undefined
     const given = exponential?.producer?.is('Exp') ? exponential.producer.inputs[0] : undefined;
     const divisor = exponential && given && readDivision(node, exponential, [exponential], inference);
     if (!divisor || !output) continue;
-    const { sum, axis, path, nodes: moves, value, guards, more } = divisor;
+    const { sum, axis, nodes: moves, value, guards, more } = divisor;
     const input = more?.input ?? given;
     const shape = inference.of(input).shape;
-    const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum);
-    if (!shape || exponential.isOutput || elsewhere || path.some((n) => n.is('Transpose'))) return undefined;
+    const isOfShape = (n: Node) => n.is('Shape') && feedsOnly(n, new Set([node]));
+    const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum && !isOfShape(u.node));
+    if (!shape || exponential.isOutput || elsewhere || !keepsOrder(divisor)) return undefined;
     if (!keepsRow(value, shape, axis, inference)) return undefined;
     const nodes = [...(more?.nodes ?? []), exponential.producer!, sum, ...moves, node];
     const extra = more ? { extra: more.extra } : {};
@@ -149,7 +157,7 @@ export function extraSteps(
   if (!extra) return [];
   if (steps.some((step) => step.kind === 'shift' && step.by))
     refuse(
-      `${Math.exp(extra.logit).toPrecision(3)} is added to the sum of exponentials that are relative to the largest score: that is not negligible in ${typeOf(extra.value, inference)}, and weighs as much as that score does`,
+      `${Number(Math.exp(extra.logit).toPrecision(3))} is added to the sum of exponentials that are relative to the largest score: beside a sum of 1 that is not lost in ${typeOf(extra.value, inference)}, and it weighs as much as the largest score does`,
       extra.value,
     );
   return [{ kind: 'sink', ...extra, first: false, axis, dimensions: view.dimensions }];

@@ -25,7 +25,7 @@ export interface AddedToSum {
 
 /** A divisor that is the sum of exponentials over one axis. */
 export interface Divisor {
-  /** ReduceSum, or the product with ones. */
+  /** ReduceSum, Einsum of one tensor, or the product with ones. */
   readonly sum: Node;
   /** The value that is summed. */
   readonly summed: Value;
@@ -62,7 +62,11 @@ export function readDivision(
   return other && readDivisor(other, true, numerator, summable, inference);
 }
 
-function readDivisor(
+/**
+ * Reads a value as Σ e, or (`isInverse`) as 1 / Σ e.
+ * @param numerator what the sum may be repeated for
+ */
+export function readDivisor(
   divisor: Value,
   isInverse: boolean,
   numerator: Value,
@@ -118,10 +122,13 @@ function invertedBy(node: Node, inference: Inference): Value | undefined {
 export function summedAxis(node: Node, value: Value, inference: Inference): number | undefined {
   const shape = inference.of(value).shape;
   if (!shape || node.domain !== '') return undefined;
-  if (node.is('ReduceSum')) {
+  // Exponentials are their own magnitudes.
+  if (node.is('ReduceSum', 'ReduceL1')) {
     const axis = node.inputs[0] === value ? reducedAxis(node, shape.length, inference) : undefined;
     return axis !== undefined && axis >= 0 && axis < shape.length ? axis : undefined;
   }
+  const alone = node.is('Einsum') && node.inputs.length === 1 ? reducedByEinsum(node) : undefined;
+  if (alone !== undefined) return alone;
   const product = node.is('MatMul', 'Einsum', 'Gemm') ? readContraction(node, inference) : undefined;
   const side = product?.operands.findIndex((operand) => operand.value === value) ?? -1;
   if (!product || side < 0 || product.factor !== 1) return undefined;
@@ -130,9 +137,30 @@ export function summedAxis(node: Node, value: Value, inference: Inference): numb
   const sizes = inference.of(ones).shape;
   const axis = product.operands[side]!.labels.indexOf(summed[0] ?? '');
   if (summed.length !== 1 || !sizes || uniformValue(ones, inference) !== 1) return undefined;
-  const isWhole = sizes[labels.indexOf(summed[0]!)]?.equals(shape[axis] ?? -1);
-  const addsNothing = labels.every((label, i) => label === summed[0] || sizes[i]!.equals(1));
-  return isWhole && addsNothing ? axis : undefined;
+  // MatMul's operands agree on the size that is summed; those of Einsum may have one element.
+  const isWhole = !node.is('Einsum') || sizes[labels.indexOf(summed[0]!)]?.equals(shape[axis] ?? -1);
+  return isWhole ? axis : undefined;
+}
+
+/** The labels of an Einsum of one tensor, and of its result. */
+export function labelsOfSum(node: Node): readonly [from: string, to: string] {
+  const [from = '', to = ''] = (node.string('equation') ?? '').replaceAll(' ', '').split('->');
+  return [from, to];
+}
+
+/** The one axis that an Einsum of a single tensor sums over. */
+function reducedByEinsum(node: Node): number | undefined {
+  const [from, to] = labelsOfSum(node);
+  const summed = [...from].filter((label) => !to.includes(label));
+  const isPlain = /^[a-zA-Z]+$/.test(from) && new Set(from).size === from.length && new Set(to).size === to.length;
+  return isPlain && summed.length === 1 && to.length === from.length - 1 ? from.indexOf(summed[0]!) : undefined;
+}
+
+/** Whether nothing between the exponentials and a divisor changes the order of dimensions. */
+export function keepsOrder({ sum, path }: Divisor): boolean {
+  const [from, to] = labelsOfSum(sum);
+  const isOrdered = [...from].filter((label) => to.includes(label)).join('') === to;
+  return !path.some((node) => node.is('Transpose')) && (sum.inputs.length > 1 || !sum.is('Einsum') || isOrdered);
 }
 
 /** x + ε, max(x, ε) or Where(x = 0, c, x): the sum x where that is 1 or more, and another number where it is 0. */

@@ -46,6 +46,8 @@ export interface Plan {
   readonly added: Set<number>;
   /** Masks that add the lowest number of the type. */
   lowestMasks: number;
+  /** What the product with the values is to be divided by. */
+  late?: Piece;
   /** Masks that put a number in place of scores. */
   readonly selections: { readonly condition: string; readonly inverted: boolean; readonly dims: Dims }[];
 }
@@ -138,13 +140,25 @@ function emit(plan: Plan, spec: Spec): void {
   scores = scaleSomewhere(plan, scores, sc, 2);
   if (sc.rarely(12)) attendBack(plan, scores);
   const state: ScoreState = maskScores(plan, scores, sc);
-  const probabilities = normalise(plan, state, new Choices(spec.softmax));
+  const probabilities = normalise(plan, state, new Choices(spec.softmax), new Choices(spec.softmax.slice(20)));
   const vc = new Choices(spec.value);
   const second = pickForm(plan, vc);
   const oc = new Choices(spec.output);
   const p = detour(g, probabilities, second.scores, oc);
   const value = operand(g, sources.value, second.value, vc);
   let result = contract(plan, second.operator, p, value, second.result, oc, true);
+  if (plan.late) {
+    const divisor = detour(
+      g,
+      plan.late,
+      result.dims.map((d) => (sameAxes(d, ['e']) ? [] : d)),
+      oc,
+    );
+    const quotient = oc.rarely(3)
+      ? g.op('Mul', [g.op('Reciprocal', [divisor.name]), result.name])
+      : g.op('Div', [result.name, divisor.name]);
+    result = { name: quotient, dims: result.dims };
+  }
   if (oc.rarely(20)) {
     plan.oddities.push('probabilities are an output');
     g.output(p.name);

@@ -4,8 +4,10 @@ import type { Plan } from './attention.js';
 import { type Choices, type Piece, sameDims } from './graph.js';
 import type { ScoreState } from './scores.js';
 
-export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: Choices): Piece {
+/** @param late choices of a division behind the product with the values, which takes the place of that before it */
+export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: Choices, late: Choices): Piece {
   const { graph: g } = plan;
+  if (sink === 'none' && late.rarely(3)) return exponentials(plan, scores, keyAxis, late);
   let axis = keyAxis;
   if (c.rarely(30)) {
     plan.oddities.push('softmax over another axis');
@@ -48,6 +50,25 @@ export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: 
     { scores: sink === 'none' ? x : undefined, type: style === 4 ? 'float64' : g.type, axis },
     c,
   );
+}
+
+/** Exponentials, whose product with the values is to be divided by their sum. */
+function exponentials(plan: Plan, scores: Piece, axis: number, c: Choices): Piece {
+  const { graph: g } = plan;
+  const isRelative = c.below(3) > 0;
+  // Without the maximum taken off, rows of low fills are 0/0.
+  if (!isRelative) plan.mayEmptyRows = true;
+  const x = isRelative ? g.op('Sub', [scores.name, reduce(plan, 'ReduceMax', scores.name, axis, 18)]) : scores.name;
+  const e: Piece = { name: g.op('Exp', [x]), dims: scores.dims };
+  const moved = c.rarely(4) ? g.rearrange(e, c.shuffle(e.dims)) : e;
+  const at = moved.dims.indexOf(scores.dims[axis]!);
+  let total = reduce(plan, 'ReduceSum', moved.name, at, 13);
+  if (c.rarely(4)) {
+    if (!isRelative) plan.oddities.push('a sum that is kept from being zero');
+    total = g.op('Max', [total, g.tensor(g.type, [], [1e-6])]);
+  }
+  plan.late = { name: total, dims: moved.dims.map((d, i) => (i === at ? [] : d)) };
+  return c.rarely(4) ? { name: g.op('Identity', [moved.name]), dims: moved.dims } : moved;
 }
 
 /** What guards may test: the softmax's input, and its axis. */
