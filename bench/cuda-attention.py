@@ -25,13 +25,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import ort_peer
 
-AUTOMATIC, AMPERE, HOPPER = 0, 3, 4
+AUTOMATIC, FLOAT32_TILED, AMPERE, HOPPER = 0, 2, 3, 4
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ADDITIVE = 2
 SETS = 3
 GRAPH_RUNS = 32
 ROTATED_BYTES = 128 * 2**20  # what buffers take turns for: more than twice the L2 cache of an H100
-SECTIONS = ["forward_tflops", "masked_tflops", "decode", "float32_tflops", "long"]
+SECTIONS = ["forward_tflops", "masked_tflops", "decode", "decode_float32", "float32_tflops", "long"]
 BACKENDS = {"torch_flash": SDPBackend.FLASH_ATTENTION, "torch_cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -278,6 +278,28 @@ def decode_rows(ours, dtype):
         yield row
 
 
+def decode_float32_rows(ours):
+    """
+    One query of float32, with ours without splits, too. PyTorch's memory-efficient backend has no grouped heads: there, the
+    heads that share a key head are its queries, which reads keys once as well.
+    """
+    attend = torch_backend(SDPBackend.EFFICIENT_ATTENTION, False)
+    for heads, key_heads, dimension, keys in itertools.product((32,), (8, 32), (128, 64), (1024, 4096, 8192, 16384, 65536)):
+        size = 2 * key_heads * keys * dimension * 4
+        tensor = lambda heads, length: torch.randn(1, heads, length, dimension, device="cuda")
+        sets = [(tensor(heads, 1), tensor(key_heads, keys), tensor(key_heads, keys))
+                for _ in range(min(GRAPH_RUNS, math.ceil(ROTATED_BYTES / size)))]
+        ways = {"ours": [ours.prepare(*s, False)[0] for s in sets],
+                "without_splits": [ours.prepare(*s, False, FLOAT32_TILED)[0] for s in sets],
+                "torch_efficient": [lambda q=q, k=k, v=v: attend(q.view(1, key_heads, -1, dimension), k, v)
+                                    for q, k, v in sets]}
+        times = times_ms({name: in_graph(runs) for name, runs in ways.items()})
+        row = {"heads": heads, "key_heads": key_heads, "dimension": dimension, "keys": keys}
+        row |= {name + "_us": time and time / GRAPH_RUNS * 1e3 for name, time in times.items()}
+        row["ours_tb_s"] = size / row["ours_us"] * 1e-6
+        yield row
+
+
 def float32_rows(ours):
     """Float32, exact and with operands in tf32, against PyTorch's memory-efficient backend, which is exact too unless asked."""
     for dimension in (64, 128, 256):
@@ -366,6 +388,7 @@ def measure(arguments, types):
         ("forward_tflops", [(f"forward, {t}, TFLOP/s", forward_rows(ours, onnx_runtime, t)) for t in types]),
         ("masked_tflops", [(f"additive mask, {t}", masked_rows(ours, t)) for t in types]),
         ("decode", [(f"decode, {t}, 32 heads on 8 of 128", decode_rows(ours, t)) for t in types]),
+        ("decode_float32", [("decode, float32", decode_float32_rows(ours))]),
         ("float32_tflops", [("float32, TFLOP/s", float32_rows(ours))]),
         ("long", [("131,072 tokens", (long_row(ours) for _ in range(1)))]),
     )

@@ -35,14 +35,17 @@ const KERNELS = { automatic: 0, scalar: 1, float32: 2, ampere: 3, hopper: 4, dec
 
 interface Run {
   readonly kernel: keyof typeof KERNELS;
+  /** Without it calls are of every element type. */
+  readonly element?: 'float32';
   readonly cases: number;
   readonly seed: number;
   /** Where the device is not an H100: see test/emulated/runtime.cpp. */
   readonly device?: Readonly<Record<string, string>>;
 }
 
-function run(program: string, { kernel, cases, seed, device }: Run) {
-  const options = ['--kernel', KERNELS[kernel], '--cases', cases, '--seed', seed, '--scores', 200_000].map(String);
+function run(program: string, { kernel, element, cases, seed, device }: Run) {
+  const chosen = ['--kernel', KERNELS[kernel], ...(element === 'float32' ? ['--element', 0] : [])];
+  const options = [...chosen, '--cases', cases, '--seed', seed, '--scores', 200_000].map(String);
   const { status, stdout, stderr } = spawnSync(program, options, {
     env: { ...process.env, ...device },
     encoding: 'utf8',
@@ -68,6 +71,18 @@ test('hopper: a block takes several work items', (t) =>
 
 test('decode: few splits', (t) =>
   holds(t, { kernel: 'decode', cases: 60, seed: 103, device: { EMULATED_MULTIPROCESSORS: '3' } }));
+
+test('decode of float32: random calls', (t) =>
+  holds(t, { kernel: 'decode', element: 'float32', cases: 80, seed: 105 }));
+
+test('decode of float32: few splits', (t) =>
+  holds(t, {
+    kernel: 'decode',
+    element: 'float32',
+    cases: 40,
+    seed: 106,
+    device: { EMULATED_MULTIPROCESSORS: '3', EMULATED_COMPUTE_MAJOR: '8', EMULATED_SHARED_BYTES: '101376' },
+  }));
 
 test('automatic: a device whose blocks have 99 KiB of shared memory', (t) =>
   holds(t, {
@@ -98,7 +113,7 @@ withOperator('the custom op and these kernels together, in ONNX Runtime', (t) =>
   t.teardown(() => rmSync(place, { recursive: true, force: true }));
   const objects = join(folder, 'build', 'emulated', 'objects');
   const kernels = readdirSync(objects).filter((name) =>
-    /^(ampere|decode|hopper|float32|tf32|scalar|attention|threads|runtime)[_.]/.test(name),
+    /^(ampere|decode|hopper|float32|tf32|scalar|attention|device|threads|runtime)[_.]/.test(name),
   );
   const operator = new OperatorOnCpu(
     place,
@@ -116,11 +131,12 @@ withOperator('the custom op and these kernels together, in ONNX Runtime', (t) =>
 });
 
 /** What is taken out of a kernel, and the kernel that must be found wrong then. */
-const FAULTS = [
+const FAULTS: readonly (readonly [file: string, barrier: string, kernel: Run['kernel'], element?: 'float32'])[] = [
   ['ampere.cuh', '    __syncthreads();  // the values are there, and no warp reads these keys any more\n', 'ampere'],
   ['decode.cuh', '  __syncthreads();  // results take the place of the stages\n', 'decode'],
+  ['decode_float32.cuh', '    __syncwarp();  // the weights are there\n', 'decode', 'float32'],
   ['hopper.cuh', '        ptx::barrier_wait(empty, ring.parity() ^ 1);\n', 'hopper'],
-] as const;
+];
 
 test('a barrier left out of a kernel is found', (t) => {
   t.timeout(9 * 60_000);
@@ -135,8 +151,8 @@ test('a barrier left out of a kernel is found', (t) => {
     writeFileSync(file, text.replace(barrier, ''));
   }
   const faulty = build(copy);
-  for (const [name, , kernel] of FAULTS) {
-    const { status, report } = run(faulty, { kernel, cases: 60, seed: 101 });
+  for (const [name, , kernel, element] of FAULTS) {
+    const { status, report } = run(faulty, { kernel, ...(element && { element }), cases: 60, seed: 101 });
     t.not(status, 0, `${name}: ${report}`);
   }
 });

@@ -72,10 +72,11 @@ test('every kernel compiles, and none spills where it counts', (t) => {
   const of = (name: string) => reports.filter(({ kernel }) => kernel.includes(name));
   // Two element types, three head dimensions, with and without rules. Hopper: one more for additive masks, and for short rows
   // at 64 and 128. Ampere and decode for two architectures; Ampere at 256 once more for devices with little shared memory,
-  // decode at 128 in four forms.
+  // decode at 128 in four forms. Decode of float32 for 1, 4, 8 and 16 rows.
   t.is(of('hopper_attention').length, 22);
   t.is(of('ampere_attention').length, 32);
   t.is(of('decode_attention').length, 48);
+  t.is(of('decode_float32').length, 24);
   t.is(of('float32_attention').length, 6);
   t.is(of('tf32_attention').length, 12);
   t.is(of('scalar_attention').length, 6);
@@ -87,7 +88,8 @@ test('every kernel compiles, and none spills where it counts', (t) => {
     // with three warpgroups two kernels put up to 40 bytes aside and are, measured, 1.1 and 1.5 to 1.9 times as fast as what
     // they took the place of: for short rows, and for additive masks.
     const threeWarpgroups = /HopperShortTiles|HopperBiasTiles/.test(kernel) && kernel.includes('Li64E');
-    const bound = threeWarpgroups ? 40 : kernel.includes('hopper') ? 16 : kernel.includes('ampere') ? 192 : 64;
+    const others = kernel.includes('hopper') ? 16 : kernel.includes('ampere') ? 192 : 64;
+    const bound = kernel.includes('decode_float32') ? 0 : threeWarpgroups ? 40 : others;
     t.true(spillBytes <= bound, `${place} spills ${spillBytes} bytes, more than ${bound}`);
   }
   t.log(reports.map((r) => `${r.architecture} ${r.registers} registers, ${r.spillBytes} B spilled  ${r.kernel}`));

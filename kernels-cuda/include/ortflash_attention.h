@@ -26,7 +26,7 @@ enum OrtFlashKernel {
   ORTFLASH_FLOAT32_TILED = 2,
   ORTFLASH_AMPERE = 3,    /* mma.sync and cp.async, FlashAttention-2 */
   ORTFLASH_HOPPER = 4,    /* wgmma and TMA, FlashAttention-3 */
-  ORTFLASH_DECODE = 5,    /* few queries, split over the keys */
+  ORTFLASH_DECODE = 5,    /* few queries, split over the keys; any element type */
   ORTFLASH_TF32 = 6       /* float32 with operands rounded to tf32 */
 };
 

@@ -2,13 +2,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <map>
-#include <mutex>
 #include <random>
-#include <utility>
 
 #include "ampere.cuh"
 #include "decode.cuh"
+#include "decode_float32.cuh"
+#include "device.h"
 #include "float32.cuh"
 #include "launch.h"
 #include "scalar.cuh"
@@ -18,32 +17,6 @@ namespace ortflash {
 
 // The harness defines another.
 __attribute__((weak)) const Candidate *find_candidate(int) { return nullptr; }
-
-cudaError_t allow_launch(const void *function, int shared_bytes, bool wide_cluster) {
-  struct Allowed {
-    int shared_bytes = 48 * 1024;
-    bool wide_cluster = false;
-  };
-  if (shared_bytes <= Allowed{}.shared_bytes && !wide_cluster) return cudaSuccess;
-  static std::mutex mutex;
-  // Never destroyed: other threads may still launch while the process ends.
-  static auto &every = *new std::map<std::pair<const void *, int>, Allowed>;
-  int device;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const std::lock_guard<std::mutex> lock(mutex);
-  Allowed &allowed = every[{function, device}];
-  if (shared_bytes > allowed.shared_bytes) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-    allowed.shared_bytes = shared_bytes;
-  }
-  if (wide_cluster && !allowed.wide_cluster) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    allowed.wide_cluster = error == cudaSuccess;
-  }
-  return error;
-}
 
 namespace {
 
@@ -62,33 +35,6 @@ struct Plan {
   // Byte offsets into workspace.
   size_t present_key, present_value, partial_output, partial_softmax, tally, work_counter, workspace;
 };
-
-struct Device {
-  int id = -1;
-  int major = 0, multiprocessors = 0, l2_bytes = 0;
-  int shared_bytes = 0;  // that one block can have
-};
-
-// The current device. A thread asks the driver again only when it has changed devices.
-cudaError_t read_device(Device &device) {
-  thread_local Device last;
-  int id;
-  cudaError_t error = cudaGetDevice(&id);
-  if (error == cudaSuccess && id != last.id) {
-    Device asked;
-    const auto read = [&](int &value, cudaDeviceAttr attribute) {
-      if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, id);
-    };
-    read(asked.major, cudaDevAttrComputeCapabilityMajor);
-    read(asked.multiprocessors, cudaDevAttrMultiProcessorCount);
-    read(asked.l2_bytes, cudaDevAttrL2CacheSize);
-    read(asked.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    asked.id = id;
-    if (error == cudaSuccess) last = asked;
-  }
-  device = last;
-  return error;
-}
 
 const char *check(const OrtFlashAttention &c) {
   if (c.element < ORTFLASH_FLOAT32 || c.element > ORTFLASH_BFLOAT16) return "unknown element type";
@@ -147,10 +93,11 @@ static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
+static_assert(DecodeFloat32Kernel<256, 16>::kSharedBytes <= kLeastShared);
 static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
 static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
-// Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
+// Shared memory of one of the kernel's blocks; Hopper's and decode's of float32 fit every device that they are for.
 int shared_bytes(int kernel, const AttentionParams &p, bool small) {
   const auto by_tile = [&](int narrow, int middle, int wide) {
     return tile_of(p) == 64 ? narrow : tile_of(p) == 128 ? middle : wide;
@@ -176,8 +123,9 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
   }
 }
 
-bool fits(int kernel, const AttentionParams &p, const Device &device) {
-  return shared_bytes(kernel, p, true) <= device.shared_bytes;
+bool fits(int kernel, const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
+  const bool always = kernel == ORTFLASH_DECODE && c.element == ORTFLASH_FLOAT32;
+  return always || shared_bytes(kernel, p, true) <= device.shared_bytes;
 }
 
 bool has_decode_grid(const AttentionParams &p) {
@@ -187,12 +135,12 @@ bool has_decode_grid(const AttentionParams &p) {
 int choose_kernel(const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
   const int widest = std::max(p.head_dimension, p.value_dimension);
   if (widest > 256) return ORTFLASH_SCALAR;
-  if (c.element == ORTFLASH_FLOAT32) {
-    if (c.allow_tf32 && fits(ORTFLASH_TF32, p, device)) return ORTFLASH_TF32;
-    return fits(ORTFLASH_FLOAT32_TILED, p, device) ? ORTFLASH_FLOAT32_TILED : ORTFLASH_SCALAR;
-  }
   const bool few_rows = p.keys > 0 && int64_t{p.queries} * p.heads_per_key <= 32 && has_decode_grid(p);
-  if (few_rows && fits(ORTFLASH_DECODE, p, device)) return ORTFLASH_DECODE;
+  if (few_rows && fits(ORTFLASH_DECODE, c, p, device)) return ORTFLASH_DECODE;
+  if (c.element == ORTFLASH_FLOAT32) {
+    if (c.allow_tf32 && fits(ORTFLASH_TF32, c, p, device)) return ORTFLASH_TF32;
+    return fits(ORTFLASH_FLOAT32_TILED, c, p, device) ? ORTFLASH_FLOAT32_TILED : ORTFLASH_SCALAR;
+  }
   const bool hopper = device.major == 9 && p.keys > 0 && is_box_readable(p.query, c, p.query_heads, p.queries) &&
                       is_box_readable(p.key, c, p.key_heads, p.keys) &&
                       is_box_readable(p.value, c, p.key_heads, p.keys);
@@ -204,7 +152,7 @@ const char *check_choice(const OrtFlashAttention &c, const AttentionParams &p, c
   if (kernel == ORTFLASH_SCALAR) return nullptr;
   if (std::max(p.head_dimension, p.value_dimension) > 256) return "this kernel serves head dimensions up to 256";
   const bool for_float32 = kernel == ORTFLASH_FLOAT32_TILED || kernel == ORTFLASH_TF32;
-  if (for_float32 != (c.element == ORTFLASH_FLOAT32)) return "wrong element type for this kernel";
+  if (kernel != ORTFLASH_DECODE && for_float32 != (c.element == ORTFLASH_FLOAT32)) return "wrong element type for this kernel";
   if (kernel == ORTFLASH_TF32 && !c.allow_tf32) return "the call does not allow tf32";
   if (kernel == ORTFLASH_HOPPER) {
     if (device.major != 9) return "this kernel needs compute capability 9.0";
@@ -303,14 +251,16 @@ void plan_order(const OrtFlashAttention &c, const Device &device, Plan &plan) {
 }
 
 template <typename Element>
-SplitRule split_rule_16_bit(const Plan &plan) {
+SplitRule split_rule_of(const Plan &plan) {
   return plan.tile == 64    ? decode_splits<Element, 64>(plan.form)
          : plan.tile == 128 ? decode_splits<Element, 128>(plan.form)
                             : decode_splits<Element, 256>(plan.form);
 }
 
 SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
-  return c.element == ORTFLASH_FLOAT16 ? split_rule_16_bit<__half>(plan) : split_rule_16_bit<__nv_bfloat16>(plan);
+  return c.element == ORTFLASH_FLOAT32   ? split_rule_of<float>(plan)
+         : c.element == ORTFLASH_FLOAT16 ? split_rule_of<__half>(plan)
+                                         : split_rule_of<__nv_bfloat16>(plan);
 }
 
 template <typename Element>
@@ -325,8 +275,9 @@ bool has_form_16_bit(const Plan &plan, DecodeForm form) {
 // measured at 128, log 19 and 20 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
   const auto has = [&](DecodeForm form) {
-    return plan.hopper && (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
-                                                         : has_form_16_bit<__nv_bfloat16>(plan, form));
+    return plan.hopper && c.element != ORTFLASH_FLOAT32 &&
+           (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
+                                          : has_form_16_bit<__nv_bfloat16>(plan, form));
   };
   const int64_t keys = plan.params.keys;
   if (keys <= 1024 && has(DecodeForm::kWideCluster)) return DecodeForm::kWideCluster;
@@ -406,7 +357,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
                 : c.kernel == ORTFLASH_AUTOMATIC ? choose_kernel(c, plan.params, device)
                                                  : c.kernel;
   if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
-  if (!fits(plan.kernel, plan.params, device)) return "the device's blocks have too little shared memory";
+  if (!fits(plan.kernel, c, plan.params, device)) return "the device's blocks have too little shared memory";
   plan.tile = tile_of(plan.params);
   plan.small = shared_bytes(ORTFLASH_AMPERE, plan.params, false) > device.shared_bytes;
   if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
@@ -443,6 +394,11 @@ cudaError_t launch_16_bit(const Plan &plan, cudaStream_t stream) {
 cudaError_t launch_float(const Plan &plan, cudaStream_t stream) {
   const AttentionParams &p = plan.params;
   if (plan.kernel == ORTFLASH_SCALAR) return launch_scalar<float>(p, stream);
+  if (plan.kernel == ORTFLASH_DECODE) {
+    return plan.tile == 64    ? launch_decode<float, 64>(p, plan.rules, plan.form, stream)
+           : plan.tile == 128 ? launch_decode<float, 128>(p, plan.rules, plan.form, stream)
+                              : launch_decode<float, 256>(p, plan.rules, plan.form, stream);
+  }
   if (plan.kernel == ORTFLASH_TF32) {
     return plan.tile == 64    ? launch_tf32<64>(p, plan.rules, stream)
            : plan.tile == 128 ? launch_tf32<128>(p, plan.rules, stream)

@@ -70,70 +70,6 @@ struct DecodeKernel {
   static constexpr int kSharedBytes = kStreamBytes > kResultBytes ? kStreamBytes : kResultBytes;
 };
 
-// Key heads, and batch entries, are each an axis of the grid, which spares the kernel divisions.
-constexpr int kMostDecodeHeads = 65535;
-
-// Adds up the warps' results, each over its own keys, and writes the block's rows.
-template <typename Kernel>
-__device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,
-                                   int split) {
-  using Element = typename Kernel::Element;
-  constexpr int kRowFloats = Kernel::kRowFloats;
-  for (int row = threadIdx.x / 32; row < 16; row += Kernel::kWarps) {
-    const auto [i, h] = packed_row(p, key_head, first_row + row);
-    if (i >= p.queries) continue;
-    const float *warp_row[Kernel::kWarps];
-    float highest = kMinusInfinity, sum = 0.0f, share[Kernel::kWarps];
-#pragma unroll
-    for (int w = 0; w < Kernel::kWarps; ++w) {
-      warp_row[w] = results + (w * 16 + row) * kRowFloats;
-      highest = fmaxf(highest, warp_row[w][Kernel::kPitch]);
-    }
-    const float sink = p.splits == 1 ? sink_logit<Element>(p, h) : kMinusInfinity;
-    highest = fmaxf(highest, sink);
-    const float origin = highest == kMinusInfinity ? 0.0f : highest;
-#pragma unroll
-    for (int w = 0; w < Kernel::kWarps; ++w) {
-      share[w] = weight_of(warp_row[w][Kernel::kPitch] - origin);
-      sum += share[w] * warp_row[w][Kernel::kPitch + 1];
-    }
-    sum += weight_of(sink - origin);
-    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-    const float lse = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
-    const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
-    const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
-    if constexpr (Kernel::kCombining == Combining::kCluster) {
-      if (p.splits > 1) {
-        float *merged = results + (Kernel::kWarps * 16 + row) * kRowFloats;
-        if (lane_id() == 0) {
-          merged[Kernel::kPitch] = highest;
-          merged[Kernel::kPitch + 1] = sum;
-        }
-        for (int d = lane_id(); d < p.value_dimension; d += 32) {
-          float total = 0.0f;
-#pragma unroll
-          for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
-          merged[d] = total;
-        }
-        continue;
-      }
-    }
-    if (lane_id() == 0) {
-      if (p.splits > 1) p.partial_softmax[split * rows + index] = make_float2(highest, sum);
-      else if (p.log_sum_exp) p.log_sum_exp[index] = lse;
-    }
-    Element *target = static_cast<Element *>(p.output.data) + batch * p.output.batch + h * p.output.head +
-                      i * p.output.sequence;
-    for (int d = lane_id(); d < p.value_dimension; d += 32) {
-      float total = 0.0f;
-#pragma unroll
-      for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
-      if (p.splits > 1) p.partial_output[(split * rows + index) * p.value_dimension + d] = total;
-      else target[d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
-    }
-  }
-}
-
 template <typename Kernel, bool kRules>
 __device__ inline void decode_split(const AttentionParams &p) {
   using Element = typename Kernel::Element;
@@ -190,7 +126,7 @@ __device__ inline void decode_split(const AttentionParams &p) {
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
   if constexpr (Kernel::kCombining == Combining::kWorkspace) {
-    if (p.tally && threadIdx.x == 0) open_tally(p, tally_index(p, row_tile));
+    if (p.tally && threadIdx.x == 0) open_tally(p, tally_index<Kernel>(p, row_tile));
   }
   // The rows of Q, straight to operands: each lane reads its own pairs, once.
   uint32_t query[kHeadDimension / 16][4];

@@ -13,6 +13,9 @@ enum class Combining {
   kCluster
 };
 
+// Key heads, and batch entries, are each an axis of the grid, which spares the kernel divisions.
+constexpr int kMostDecodeHeads = 65535;
+
 // A query of one of the heads that share a key head.
 struct PackedRow {
   int query, head;
@@ -25,14 +28,75 @@ __device__ inline PackedRow packed_row(const AttentionParams &p, int key_head, i
   return {query, key_head * p.heads_per_key + n - query * p.heads_per_key};
 }
 
+// Adds up the warps' results, each over its own keys, and writes the block's rows.
+template <typename Kernel>
+__device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,
+                                   int split) {
+  using Element = typename Kernel::Element;
+  constexpr int kRowFloats = Kernel::kRowFloats;
+  for (int row = threadIdx.x / 32; row < Kernel::kRows; row += Kernel::kWarps) {
+    const auto [i, h] = packed_row(p, key_head, first_row + row);
+    if (i >= p.queries) continue;
+    const float *warp_row[Kernel::kWarps];
+    float highest = kMinusInfinity, sum = 0.0f, share[Kernel::kWarps];
+#pragma unroll
+    for (int w = 0; w < Kernel::kWarps; ++w) {
+      warp_row[w] = results + (w * Kernel::kRows + row) * kRowFloats;
+      highest = fmaxf(highest, warp_row[w][Kernel::kPitch]);
+    }
+    const float sink = p.splits == 1 ? sink_logit<Element>(p, h) : kMinusInfinity;
+    highest = fmaxf(highest, sink);
+    const float origin = highest == kMinusInfinity ? 0.0f : highest;
+#pragma unroll
+    for (int w = 0; w < Kernel::kWarps; ++w) {
+      share[w] = weight_of(warp_row[w][Kernel::kPitch] - origin);
+      sum += share[w] * warp_row[w][Kernel::kPitch + 1];
+    }
+    sum += weight_of(sink - origin);
+    const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float lse = sum > 0.0f ? origin + logf(sum) : kMinusInfinity;
+    const int64_t rows = static_cast<int64_t>(p.batch) * p.query_heads * p.queries;
+    const int64_t index = (static_cast<int64_t>(batch) * p.query_heads + h) * p.queries + i;
+    if constexpr (Kernel::kCombining == Combining::kCluster) {
+      if (p.splits > 1) {
+        float *merged = results + (Kernel::kWarps * Kernel::kRows + row) * kRowFloats;
+        if (lane_id() == 0) {
+          merged[Kernel::kPitch] = highest;
+          merged[Kernel::kPitch + 1] = sum;
+        }
+        for (int d = lane_id(); d < p.value_dimension; d += 32) {
+          float total = 0.0f;
+#pragma unroll
+          for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
+          merged[d] = total;
+        }
+        continue;
+      }
+    }
+    if (lane_id() == 0) {
+      if (p.splits > 1) p.partial_softmax[split * rows + index] = make_float2(highest, sum);
+      else if (p.log_sum_exp) p.log_sum_exp[index] = lse;
+    }
+    Element *target = static_cast<Element *>(p.output.data) + batch * p.output.batch + h * p.output.head +
+                      i * p.output.sequence;
+    for (int d = lane_id(); d < p.value_dimension; d += 32) {
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < Kernel::kWarps; ++w) total += share[w] * warp_row[w][d];
+      if (p.splits > 1) p.partial_output[(split * rows + index) * p.value_dimension + d] = total;
+      else target[d * p.output.dimension] = ElementOps<Element>::narrow(total * factor);
+    }
+  }
+}
+
 // Combines a cluster's splits: each of its warps takes 32 elements of a row at a time.
 template <typename Kernel>
 __device__ inline void combine_cluster(const AttentionParams &p, const float *results, int batch, int key_head,
                                        int first_row, int split) {
   using Element = typename Kernel::Element;
   constexpr int kMostSplits = 16;
-  const float *merged = results + Kernel::kWarps * 16 * Kernel::kRowFloats;
-  const int rows = min(16, p.queries * p.heads_per_key - first_row);
+  const float *merged = results + Kernel::kWarps * Kernel::kRows * Kernel::kRowFloats;
+  const int rows = min(Kernel::kRows, p.queries * p.heads_per_key - first_row);
   ptx::cluster_arrive();
   ptx::cluster_wait();  // every block's rows are there
   constexpr int kPieces = Kernel::kHeadDimension / 32;
@@ -83,8 +147,9 @@ __device__ inline void open_tally(const AttentionParams &p, int index) {
 }
 
 // Which of the tallies is the block's.
+template <typename Kernel>
 __device__ inline int tally_index(const AttentionParams &p, int row_tile) {
-  const int row_tiles = (p.queries * p.heads_per_key + 15) / 16;
+  const int row_tiles = (p.queries * p.heads_per_key + Kernel::kRows - 1) / Kernel::kRows;
   return (blockIdx.z * p.key_heads + blockIdx.y) * row_tiles + row_tile;
 }
 
@@ -150,11 +215,12 @@ __device__ inline void combine_in_last_block(const AttentionParams &p, float *me
   __shared__ bool is_last;
   __threadfence();  // the block's results are there before it counts
   __syncthreads();
-  if (threadIdx.x == 0) is_last = count_in_tally(p, tally_index(p, row_tile));
+  if (threadIdx.x == 0) is_last = count_in_tally(p, tally_index<Kernel>(p, row_tile));
   __syncthreads();
   if (!is_last) return;
   __threadfence();  // and read after
-  const int first_row = 16 * row_tile, rows = min(16, p.queries * p.heads_per_key - first_row);
+  const int first_row = Kernel::kRows * row_tile;
+  const int rows = min(Kernel::kRows, p.queries * p.heads_per_key - first_row);
   float2 *shares = reinterpret_cast<float2 *>(memory);  // maximum and sum; then the share, and the sum
   for (int row = threadIdx.x / 32; row < rows; row += Kernel::kWarps) {
     const auto [i, h] = packed_row(p, key_head, first_row + row);

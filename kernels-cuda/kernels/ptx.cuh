@@ -31,6 +31,11 @@ __device__ inline void copy_async_16(uint32_t shared, const void *global, bool t
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(take ? 16 : 0));
 }
 
+// The same of 4 bytes, by way of the multiprocessor's cache.
+__device__ inline void copy_async_4(uint32_t shared, const void *global, bool take) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(take ? 4 : 0));
+}
+
 // Closes the group of copies issued so far by this thread.
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 

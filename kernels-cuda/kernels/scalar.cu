@@ -1,5 +1,5 @@
 // The small kernels of every element type: scalar attention, the combine step of decode, and the append to a cache.
-#include "decode.cuh"
+#include "decode_combine.cuh"
 #include "launch.h"
 #include "scalar.cuh"
 
@@ -23,6 +23,7 @@ cudaError_t launch_combine(const AttentionParams &p, cudaStream_t stream) {
 template cudaError_t launch_scalar<float>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_scalar<__half>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_scalar<__nv_bfloat16>(const AttentionParams &, cudaStream_t);
+template cudaError_t launch_combine<float>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_combine<__half>(const AttentionParams &, cudaStream_t);
 template cudaError_t launch_combine<__nv_bfloat16>(const AttentionParams &, cudaStream_t);
 

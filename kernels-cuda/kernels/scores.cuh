@@ -263,18 +263,30 @@ __device__ inline void apply_rules(ScoreFragment<kColumns> &scores, const Attent
   }
 }
 
-// The rules for one score, where a thread holds it alone. `mask_row` is the row's first element in the mask.
+// The mask at one key that is visible by position, else 0: what an additive one adds; of booleans 1 or 0. `mask_row` is the
+// row's first element in the mask.
 template <typename Element>
-__device__ inline float ruled_score(const AttentionParams &p, KeyRange visible, int64_t mask_row, int key, float raw) {
+__device__ inline float mask_at(const AttentionParams &p, KeyRange visible, int64_t mask_row, int key) {
+  if (p.mask.kind == ORTFLASH_MASK_NONE || key < visible.begin || key >= visible.end) return 0.0f;
+  const int64_t index = mask_row + key * p.mask.key;
+  return p.mask.kind == ORTFLASH_MASK_BOOLEAN
+             ? static_cast<float>(static_cast<const uint8_t *>(p.mask.data)[index] != 0)
+             : ElementOps<Element>::widen(static_cast<const Element *>(p.mask.data)[index]);
+}
+
+// The rules for one score, where a thread holds it alone; `mask` is what mask_at() has found.
+__device__ inline float score_with_mask(const AttentionParams &p, KeyRange visible, int key, float raw, float mask) {
   bool taken_out = key < visible.begin || key >= visible.end;
   float score = raw * p.scale;
   if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
-  if (!taken_out && p.mask.kind == ORTFLASH_MASK_BOOLEAN) {
-    taken_out = static_cast<const uint8_t *>(p.mask.data)[mask_row + key * p.mask.key] == 0;
-  } else if (!taken_out && p.mask.kind == ORTFLASH_MASK_ADDITIVE) {
-    score += ElementOps<Element>::widen(static_cast<const Element *>(p.mask.data)[mask_row + key * p.mask.key]);
-  }
+  if (p.mask.kind == ORTFLASH_MASK_BOOLEAN) taken_out = taken_out || mask == 0.0f;
+  else score += mask;
   return taken_out ? p.masked_score : score;
+}
+
+template <typename Element>
+__device__ inline float ruled_score(const AttentionParams &p, KeyRange visible, int64_t mask_row, int key, float raw) {
+  return score_with_mask(p, visible, key, raw, mask_at<Element>(p, visible, mask_row, key));
 }
 
 }  // namespace ortflash

@@ -1,8 +1,9 @@
 // Standalone test of the CUDA attention kernels against a double-precision reference on the GPU.
 //
-//   harness [--cases N] [--seed N] [--kernel K] [--scores N]
+//   harness [--cases N] [--seed N] [--kernel K] [--element E] [--scores N]
 //                                                 random calls through every kernel that serves them, or through one
-//                                                 (OrtFlashKernel in ortflash_attention.h), of at most N scores each
+//                                                 (OrtFlashKernel in ortflash_attention.h), of every element type or of
+//                                                 one (OrtFlashElement), of at most N scores each
 //   harness --time [--kernel K]                   forward and decode speed of the kernels, as a table
 //   harness --candidates                          checks every candidate kernel, then times it beside the table's own
 //
@@ -107,6 +108,8 @@ void apply(const Wish &wish, Random &random, OrtFlashAttention &c) {
 
 // The most scores that a random call has, over all heads: --scores.
 int64_t most_scores = INT64_MAX;
+// The element type that they have, -1 for any: --element.
+int only_element = -1;
 
 // Takes away batch entries, heads, and at last queries and keys, until there are no more scores than that.
 void shrink(OrtFlashAttention &c) {
@@ -133,6 +136,7 @@ std::unique_ptr<Case> make_case(Random &random, const Wish *wish = nullptr) {
   OrtFlashAttention &c = made->call;
   const bool tidy = chance(random, 0.6) || wish;
   c.element = between(random, 0, 2);
+  if (only_element >= 0) c.element = only_element;
   c.batch = between(random, 1, 3);
   c.key_heads = between(random, 1, 3);
   c.query_heads = c.key_heads * pick(random, {1, 1, 2, 3, 4, 8});
@@ -452,6 +456,7 @@ int main(int count, char **arguments) {
     if (option == "--cases") cases = std::atoi(arguments[++n]);
     else if (option == "--seed") seed = std::strtoull(arguments[++n], nullptr, 10);
     else if (option == "--kernel") only = std::atoi(arguments[++n]);
+    else if (option == "--element") harness::only_element = std::atoi(arguments[++n]);
     else if (option == "--scores") harness::most_scores = std::max(1000, std::atoi(arguments[++n]));
     else if (option == "--check-candidate") check = std::atoi(arguments[++n]);
     else if (option == "--time-candidate") time_one = std::atoi(arguments[++n]);

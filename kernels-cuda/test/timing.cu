@@ -13,7 +13,7 @@ namespace {
 
 using harness::Shape;
 
-__global__ void randomise(uint16_t *data, int64_t count, uint32_t seed, bool bfloat16) {
+__global__ void randomise(void *data, int64_t count, uint32_t seed, int element) {
   for (int64_t n = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; n < count; n += int64_t{gridDim.x} * blockDim.x) {
     float sum = 0;
     uint32_t x = static_cast<uint32_t>(n) * 2654435761u ^ seed;
@@ -23,15 +23,16 @@ __global__ void randomise(uint16_t *data, int64_t count, uint32_t seed, bool bfl
       x ^= x << 5;
       sum += static_cast<float>(x >> 8) * (1.0f / (1 << 24)) - 0.5f;
     }
-    data[n] = bfloat16 ? __bfloat16_as_ushort(__float2bfloat16(sum * 1.7f)) : __half_as_ushort(__float2half(sum * 1.7f));
+    if (element == ORTFLASH_FLOAT32) static_cast<float *>(data)[n] = sum * 1.7f;
+    else if (element == ORTFLASH_FLOAT16) static_cast<__half *>(data)[n] = __float2half(sum * 1.7f);
+    else static_cast<__nv_bfloat16 *>(data)[n] = __float2bfloat16(sum * 1.7f);
   }
 }
 
 void *random_memory(int64_t elements, uint32_t seed, int element) {
   void *data;
-  CHECK_CUDA(cudaMalloc(&data, elements * 2));
-  randomise<<<1024, 256>>>(static_cast<uint16_t *>(data), elements, seed,
-                            element == ORTFLASH_BFLOAT16);
+  CHECK_CUDA(cudaMalloc(&data, elements * harness::element_bytes(element)));
+  randomise<<<1024, 256>>>(data, elements, seed, element);
   CHECK_CUDA(cudaGetLastError());
   return data;
 }
@@ -134,7 +135,8 @@ float harness::time_shape(const Shape &s, int kernel) {
   };
   // Together more than twice the L2 cache of an H100, from which short calls would read else.
   constexpr int64_t kRotatedBytes = int64_t{128} << 20;
-  const int64_t bytes_of_set = int64_t{4} * s.batch * s.key_heads * s.keys * s.dimension;
+  const int64_t bytes_of_set =
+      int64_t{2} * s.batch * s.key_heads * s.keys * s.dimension * harness::element_bytes(s.element);
   const int sets = static_cast<int>(std::clamp<int64_t>(kRotatedBytes / bytes_of_set, 3, kGraphCalls));
   std::vector<OrtFlashTensor> query(sets), key(sets), value(sets);
   for (int n = 0; n < sets; ++n) {
@@ -182,6 +184,25 @@ float harness::time_shape(const Shape &s, int kernel) {
 using harness::Clock;
 using harness::time_shape;
 
+namespace {
+
+void time_decode_of_float32() {
+  std::printf("decode, float32: heads, D, keys, microseconds, TB/s; microseconds without splits\n");
+  for (const int key_heads : {8, 32}) {
+    for (const int dimension : {128, 64}) {
+      for (const int keys : {1024, 4096, 8192, 16384, 65536}) {
+        Shape shape{ORTFLASH_FLOAT32, 1, 32, key_heads, 1, keys, dimension, false, 0, Clock::kGraph};
+        const float ms = time_shape(shape, ORTFLASH_DECODE);
+        shape.clock = Clock::kEvents;  // calls of milliseconds
+        std::printf("32/%-2d %3d %6d %8.1f %6.2f %10.1f\n", key_heads, dimension, keys, ms * 1e3,
+                    2.0 * key_heads * keys * dimension * 4 / ms * 1e-9, 1e3 * time_shape(shape, ORTFLASH_FLOAT32_TILED));
+      }
+    }
+  }
+}
+
+}  // namespace
+
 int time_kernels(int only) {
   std::printf("forward, fp16, TFLOP/s      hopper  ampere\n");
   for (const int dimension : {64, 128, 256}) {
@@ -209,6 +230,7 @@ int time_kernels(int only) {
                                 ORTFLASH_DECODE);
     std::printf("%6d %8.1f %6.2f\n", keys, ms * 1e3, 2.0 * 8 * keys * 128 * 2 / ms * 1e-9);
   }
+  if (only < 0 || only == ORTFLASH_DECODE) time_decode_of_float32();
   std::printf("a kernel that does nothing, in the same graph: %.1f microseconds\n",
               1e3 * time_in_graph([](int, cudaStream_t stream) { do_nothing<<<132, 128, 0, stream>>>(); }));
   std::printf("host, microseconds a call: hopper causal %.1f, hopper %.1f, ampere %.1f, decode %.1f\n",

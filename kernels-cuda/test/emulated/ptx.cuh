@@ -20,17 +20,21 @@ inline float reciprocal(float x) { return 1.0f / x; }
 // ---- Ampere -----------------------------------------------------------------------------------------------------
 
 inline void perform(const emulated::Copy &copy) {
-  void *to = emulated::at_address(copy.to, 16);
-  if (copy.take) std::memcpy(to, copy.from, 16);
-  else std::memset(to, 0, 16);
+  void *to = emulated::at_address(copy.to, copy.bytes);
+  if (copy.take) std::memcpy(to, copy.from, copy.bytes);
+  else std::memset(to, 0, copy.bytes);
 }
 
-inline void copy_async_16(uint32_t shared, const void *global, bool take) {
-  if (shared % 16 != 0 || (take && reinterpret_cast<uintptr_t>(global) % 16 != 0)) fail("cp.async is not aligned");
-  const emulated::Copy copy{shared, global, take};
+template <uint32_t kBytes>
+void copy_async(uint32_t shared, const void *global, bool take) {
+  if (shared % kBytes != 0 || (take && reinterpret_cast<uintptr_t>(global) % kBytes != 0)) fail("cp.async is not aligned");
+  const emulated::Copy copy{shared, kBytes, global, take};
   if (emulated::is_late()) emulated::fiber().copies.open.push_back(copy);
   else perform(copy);
 }
+
+inline void copy_async_16(uint32_t shared, const void *global, bool take) { copy_async<16>(shared, global, take); }
+inline void copy_async_4(uint32_t shared, const void *global, bool take) { copy_async<4>(shared, global, take); }
 
 inline void copy_async_commit() { emulated::fiber().copies.close(); }
 

@@ -19,9 +19,9 @@ constexpr int kLanes = 32;
 // As much as a block of compute capability 9.0 can have, and where it begins: aligned to 128 bytes and no further.
 constexpr uint32_t kSharedBytes = 232448, kFirstAddress = 1024 + 128;
 
-// 16 bytes on their way to shared memory (cp.async).
+// 4 or 16 bytes on their way to shared memory (cp.async).
 struct Copy {
-  uint32_t to;
+  uint32_t to, bytes;
   const void *from;
   bool take;
 };
