@@ -134,7 +134,7 @@ withOperator('the custom op and these kernels together, in ONNX Runtime', (t) =>
 const FAULTS: readonly (readonly [file: string, barrier: string, kernel: Run['kernel'], element?: 'float32'])[] = [
   ['ampere.cuh', '    __syncthreads();  // the values are there, and no warp reads these keys any more\n', 'ampere'],
   ['decode.cuh', '  __syncthreads();  // results take the place of the stages\n', 'decode'],
-  ['decode_float32.cuh', '    __syncwarp();  // the weights are there\n', 'decode', 'float32'],
+  ['decode_float32.cuh', '  __syncthreads();  // the queries are there\n', 'decode', 'float32'],
   ['hopper.cuh', '        ptx::barrier_wait(empty, ring.parity() ^ 1);\n', 'hopper'],
 ];
 
