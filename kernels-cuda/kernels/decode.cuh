@@ -98,8 +98,8 @@ __device__ inline void decode_split(const AttentionParams &p) {
   const int last_query = min(packed_row(p, key_head, first_row + 15).query, p.queries - 1);
   const KeyRange visit = visibility.to_visit(p, packed_row(p, key_head, first_row).query, last_query);
   const int readable = visibility.readable_values(p);
-  const int begin = max(split * p.keys_per_split, visit.begin / 16 * 16);
-  const int end = min((split + 1) * p.keys_per_split, visit.end);
+  const KeyRange own_keys = keys_of_split<Kernel>(p, visit, split);
+  const int begin = own_keys.begin, end = own_keys.end;
 
   auto key_tile = [&](int stage) {
     return Tile{reinterpret_cast<Element *>(shared + (warp * kStages + stage) * Kernel::kStageBytes)};

@@ -28,6 +28,20 @@ __device__ inline PackedRow packed_row(const AttentionParams &p, int key_head, i
   return {query, key_head * p.heads_per_key + n - query * p.heads_per_key};
 }
 
+// A split's keys, of those that the block's rows visit. Where they are not all keys, which the host has cut, but those of a
+// window, or up to a length far below what a cache can hold, they are cut anew, so that all splits have some.
+template <typename Kernel>
+__device__ inline KeyRange keys_of_split(const AttentionParams &p, KeyRange visit, int split) {
+  if (visit.begin <= 0 && visit.end >= p.keys) {
+    const int begin = split * p.keys_per_split;
+    return {begin, min(begin + p.keys_per_split, p.keys)};
+  }
+  const int first = visit.begin / Kernel::kKeys * Kernel::kKeys;
+  const int steps = (max(visit.end - first, 0) + Kernel::kKeys - 1) / Kernel::kKeys;
+  const int own = (steps + p.splits - 1) / p.splits * Kernel::kKeys, begin = first + split * own;
+  return {begin, min(begin + own, visit.end)};
+}
+
 // Adds up the warps' results, each over its own keys, and writes the block's rows.
 template <typename Kernel>
 __device__ inline void merge_warps(const AttentionParams &p, float *results, int batch, int key_head, int first_row,

@@ -304,8 +304,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, 2) decode_float32(const __gr
   const int last_query = min(packed_row(p, key_head, first_row + kRows - 1).query, p.queries - 1);
   const KeyRange visit = visibility.to_visit(p, packed_row(p, key_head, first_row).query, last_query);
   const int readable = visibility.readable_values(p);
-  const int begin = max(split * p.keys_per_split, visit.begin / kKeys * kKeys);
-  const int end = min((split + 1) * p.keys_per_split, visit.end);
+  const KeyRange own_keys = keys_of_split<Kernel>(p, visit, split);
+  const int begin = own_keys.begin, end = own_keys.end;
 
   const auto base = [&](const OrtFlashTensor &t) {
     return static_cast<float *>(t.data) + batch * t.batch + key_head * t.head;
