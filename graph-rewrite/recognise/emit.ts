@@ -1,10 +1,12 @@
 import type { NodeList } from '../graph/builder.js';
 import type { Node, Value } from '../graph/graph.js';
 import { type DataTypeName, dataTypeName, dataTypeOf } from '../onnx/data-type.js';
+import { DataType } from '../onnx/proto.js';
 import { Expression } from '../shape/expression.js';
 import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
+import type { ElementStep } from './mask/derived.js';
 import { absorbingFill, absorbs, mayHoldFill } from './mask/magnitude.js';
 import { HIGHEST_ADDED_FILL } from './mask/terms.js';
 import type { UnderstoodMasks } from './mask/understand.js';
@@ -118,9 +120,17 @@ function loweredFill(
   if (fill > HIGHEST_ADDED_FILL || lower === undefined) return undefined;
   const isSame = ({ term }: MaskPlacement) => term.kind === 'boolean' && term.fill === fill;
   const isBias = ({ term }: MaskPlacement) =>
-    term.kind === 'additive' && !term.steps && !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
+    term.kind === 'additive' &&
+    (term.steps ?? []).every(isWidening) &&
+    !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
   const before = masks.slice(0, at).every((mask) => isSame(mask) || isBias(mask));
   return before && masks.slice(at).every(isSame) ? lower : undefined;
+}
+
+/** A cast of a 16-bit number to float32, which leaves the number as it is. */
+function isWidening({ opType, from, to }: ElementStep): boolean {
+  const isNarrow = from === DataType.FLOAT16 || from === DataType.BFLOAT16;
+  return opType === 'Cast' && isNarrow && to === DataType.FLOAT;
 }
 
 /** The mask in the shape that it was placed in, and as the elements that it is. */

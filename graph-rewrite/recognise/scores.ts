@@ -75,7 +75,9 @@ export interface ScoreTrace {
 
 const MAXIMUM_PATH = 40;
 /** Scores are taken to be far above. */
-const HIGHEST_FLOOR = -1e30;
+export const HIGHEST_FLOOR = -1e30;
+/** The lowest number of float16. */
+const LOWEST_HALF = -65504;
 
 /** Where a search for the product ended. */
 interface DeadEnd {
@@ -223,7 +225,7 @@ function readStep(node: Node, scores: Value, view: View, inference: Inference): 
       return { kind: 'factor', value: other, divide, dimensions };
     }
     case 'Max':
-      return floor(node, other, dimensions, inference);
+      return floor(node, scores, dimensions, inference);
     case 'Clip':
       return clip(node, inference);
     case 'Tanh':
@@ -278,15 +280,13 @@ function selection(node: Node, scores: Value, dimensions: readonly Dimension[], 
   return { kind: 'select', condition, keepWhere, fill, dimensions };
 }
 
-function floor(
-  node: Node,
-  value: Value | undefined,
-  dimensions: readonly Dimension[],
-  inference: Inference,
-): ScoreStep {
+function floor(node: Node, scores: Value, dimensions: readonly Dimension[], inference: Inference): ScoreStep {
+  const value = node.inputs.find((v) => v !== scores);
   const lowest = value && node.inputs.length === 2 ? inference.scalarOf(value) : undefined;
-  if (!value || lowest === undefined || lowest > HIGHEST_FLOOR)
-    return refuse('the scores are compared with something other than the most negative number', node);
+  if (!value || lowest === undefined) return refuse('the scores are compared with something other than a number', node);
+  const isLowest = inference.of(scores).type === DataType.FLOAT16 && lowest <= LOWEST_HALF;
+  if (lowest > HIGHEST_FLOOR && !isLowest)
+    return refuse(`the scores are raised to ${lowest}, which they may be lower than`, node);
   return { kind: 'floor', value, lowest, dimensions };
 }
 

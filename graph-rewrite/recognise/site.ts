@@ -8,10 +8,10 @@ import { type Joint, readJoint } from './joint.js';
 import { NO_BAND } from './mask/bands.js';
 import { mayBeUndefined, mayHoldFill } from './mask/magnitude.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
-import { termType } from './masks.js';
+import { type MaskPlacement, termType } from './masks.js';
 import { type Plan, plan, saving } from './plan.js';
 import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
-import { type ScoreTrace, scorePaths, traceScores } from './scores.js';
+import { HIGHEST_FLOOR, type ScoreTrace, scorePaths, traceScores } from './scores.js';
 import { extraSteps, requireDigits, requireLargestOne, type SoftmaxForm } from './softmax.js';
 import { withZeroed } from './zeroed.js';
 
@@ -74,9 +74,12 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const masked = maskedType(formula, inputType);
   const scored = { type: masked, isWidened: masked !== inputType, hasSink: best.sink !== undefined };
   const found = understandMasks(best.masks, best.axes, scored, inference);
-  const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest: best.masks };
+  const rest = widenBiases(best.masks, masked, inference);
+  const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest };
   requireDigits(softmax, masks, inference);
-  const type = tensorTypes({ ...best, masks: masks.rest }, inference).includes(masked) ? masked : inputType;
+  requireFloors(masks.rest);
+  const wide = found || rest === best.masks ? masked : FLOAT;
+  const type = tensorTypes({ ...best, masks: masks.rest }, inference).includes(wide) ? wide : inputType;
   checkCasts(joint.probabilityCasts, valueType, best.query.value);
   checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);
   const unread = masks.rest.find(({ term }) => term.kind === 'additive' && term.replaces);
@@ -150,6 +153,31 @@ function commonTypes(joint: Joint, plan: Plan, inference: Inference): Types {
 function maskedType({ masks }: ScoreFormula, type: number): number {
   const isHalf = type === FLOAT16 || type === BFLOAT16;
   return isHalf && masks.length > 0 && masks.every((m) => m.scoreType === FLOAT) ? FLOAT : type;
+}
+
+/**
+ * Biases of float16 as float32, where a fill is put in place of the scores that they were added to: float16 has no number
+ * that a score and a bias leave no trace in, and so the site is computed in float32 then.
+ */
+function widenBiases(masks: Plan['masks'], type: number, inference: Inference): Plan['masks'] {
+  const isFill = ({ term }: MaskPlacement) => term.kind === 'boolean' && Number.isFinite(term.fill);
+  const last = masks.at(-1);
+  if (type !== FLOAT16 || !last || !isFill(last) || masks.every(isFill)) return masks;
+  return masks.map((mask) => {
+    const { term } = mask;
+    if (term.kind !== 'additive' || termType(term, inference) !== FLOAT16) return mask;
+    return { ...mask, term: { ...term, steps: [...(term.steps ?? []), { opType: 'Cast', from: FLOAT16, to: FLOAT }] } };
+  });
+}
+
+/** Refuses masked scores that are raised to a number that a score may leave a trace in. */
+function requireFloors(masks: Plan['masks']): void {
+  const floor = masks.find(({ term }) => term.kind === 'floor' && term.fill > HIGHEST_FLOOR);
+  if (floor)
+    refuse(
+      `masked scores are raised to ${floor.term.fill}, the lowest number of float16, and no row is proven to keep a key: in a row without keys, which scores are raised depends on what they were`,
+      floor.term.value,
+    );
 }
 
 /** Data types of what is combined with the scores as numbers. */
