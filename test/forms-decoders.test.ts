@@ -32,6 +32,18 @@ function folded(g: FuzzGraph, removed: (seen: number, at: number) => number): vo
   finish(g, last(g, g.op('Sub', [scores, constant(seen.map(removed))])), v);
 }
 
+/** Values, and scores of up to eight queries and keys times a triangle of ones, less 10⁴ where that is 0. */
+function multiplied(g: FuzzGraph): readonly [v: string, scores: string] {
+  const [q, k, v] = plain(g);
+  const triangle = Array.from({ length: 64 }, (_, i) => (i % 8 <= Math.floor(i / 8) ? 1 : 0));
+  const size = g.unsqueeze(g.size(['q']), [0]);
+  const start = g.ints([0]);
+  const rows = g.op('Slice', [g.tensor(g.type, [1, 1, 8, 8], triangle), start, size, g.ints([2])]);
+  const b = g.op('Slice', [rows, start, size, g.ints([3])]);
+  const removed = g.op('Mul', [g.op('Sub', [g.float(1), b]), g.float(1e4)]);
+  return [v, g.op('Sub', [g.op('Mul', [half(g, g.op('MatMul', [q, k])), b]), removed])];
+}
+
 const FORMS: readonly Form[] = [
   {
     name: 'ChatGLM: baddbmm with a β of 0, a finite fill, then the layer’s own scale',
@@ -60,7 +72,7 @@ const FORMS: readonly Form[] = [
       const scores = g.op('Add', [half(g, g.op('MatMul', [q, k])), bias]);
       finish(g, last(g, g.op('Where', [padding(g), scores, g.float(-1e9)])), v);
     },
-    refused: 'rows that lose all keys depend on both',
+    refused: 'a row that loses all keys depend on both',
   },
   {
     name: 'GPT-2 before 4.20 with a mask: rows of padding see what is neither padding nor before them',
@@ -74,6 +86,50 @@ const FORMS: readonly Form[] = [
       finish(g, last(g, g.op('Add', [scores, added])), v);
     },
     refused: 'a boolean mask that puts -10000 in place of scores is combined with another mask',
+  },
+  {
+    name: 'GPT-2 before 4.0 with a mask: s · b − 10⁴ · (1 − b), less 10⁴ for padding',
+    self: true,
+    build(g) {
+      const [v, scores] = multiplied(g);
+      const mask = g.unsqueeze(to(g, g.input('mask', 'int64', dims('b k')).name, g.type), [1, 2]);
+      const added = g.op('Mul', [g.op('Sub', [g.float(1), mask]), g.float(-1e4)]);
+      finish(g, last(g, g.op('Add', [scores, added])), v);
+    },
+    refused: 'masked otherwise as well: the weights of a row that loses all keys depend on both',
+  },
+  {
+    name: 's · b − 10⁴ · (1 − b), and −10⁴ in place of padding too: a row without keys is the mean of all',
+    self: true,
+    build(g) {
+      const [v, scores] = multiplied(g);
+      finish(g, last(g, g.op('Where', [padding(g), scores, g.float(-1e4)])), v);
+    },
+    becomes: 'causal boolean(b,k)',
+  },
+  {
+    name: '−10⁴ in place of scores behind the query, then −∞ in place of padding',
+    self: true,
+    mayEmptyRows: true,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const causal = g.op('LessOrEqual', [g.unsqueeze(count(g, 'k'), [0]), g.unsqueeze(count(g, 'q'), [1])]);
+      const scores = g.op('Where', [causal, half(g, g.op('MatMul', [q, k])), g.float(-1e4)]);
+      finish(g, last(g, g.op('Where', [padding(g), scores, g.float(Number.NEGATIVE_INFINITY)])), v);
+    },
+    becomes: 'additive(b,q,k)',
+  },
+  {
+    name: '−10⁴ in place of padding, then −∞ in place of scores behind the query',
+    self: true,
+    mayEmptyRows: true,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const causal = g.op('LessOrEqual', [g.unsqueeze(count(g, 'k'), [0]), g.unsqueeze(count(g, 'q'), [1])]);
+      const scores = g.op('Where', [padding(g), half(g, g.op('MatMul', [q, k])), g.float(-1e4)]);
+      finish(g, last(g, g.op('Where', [causal, scores, g.float(Number.NEGATIVE_INFINITY)])), v);
+    },
+    becomes: 'causal additive(b,k)',
   },
   {
     name: 'the model zoo’s GPT-2, folded for one length: s · b − c, where c is 10⁴ · (1 − b)',

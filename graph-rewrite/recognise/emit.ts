@@ -11,7 +11,7 @@ import { absorbingFill, absorbs, mayHoldFill } from './mask/magnitude.js';
 import { HIGHEST_ADDED_FILL } from './mask/terms.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import { insertedAxes, type MaskPlacement } from './masks.js';
-import { refuse } from './refusal.js';
+import { DEPENDS_ON_BOTH, refuse } from './refusal.js';
 
 /** The operator's mask input, and the attributes that say how it is read. */
 export interface EmittedMask {
@@ -88,7 +88,7 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
     const lowered = masks.length > 1 ? loweredFill(masks, at, type, place.inference) : term.fill;
     if (lowered === undefined)
       refuse(
-        `a boolean mask that puts ${term.fill} in place of scores is combined with another mask: rows that lose all keys depend on both`,
+        `a boolean mask that puts ${term.fill} in place of scores is combined with another mask: ${DEPENDS_ON_BOTH}`,
         term.value,
       );
     const kept = sum ?? list.scalar(0, type);
@@ -105,8 +105,8 @@ function added(masks: readonly MaskPlacement[], type: DataTypeName, place: Emiss
 /**
  * What to add to a score in place of which one of several masks puts its fill: the fill, where nothing is left of the
  * score in the sum. Any other low fill takes all weight from its keys too, as long as a row keeps a key; and where it
- * keeps none, all scores are equal, whatever the fill. So a lower one does the same, if no other mask says otherwise:
- * what is there before are biases, and nothing but the same fill comes behind.
+ * keeps none, all scores that are not −∞ are equal, whatever the fill. So a lower one does the same, if no other mask says
+ * otherwise: what is there before are biases, and nothing but the same fill or −∞ comes behind.
  */
 function loweredFill(
   masks: readonly MaskPlacement[],
@@ -118,7 +118,8 @@ function loweredFill(
   const lower = absorbingFill(dataTypeOf(type), scaledBy);
   if (absorbs(fill, dataTypeOf(type))) return fill;
   if (fill > HIGHEST_ADDED_FILL || lower === undefined) return undefined;
-  const isSame = ({ term }: MaskPlacement) => term.kind === 'boolean' && term.fill === fill;
+  const isSame = ({ term }: MaskPlacement) =>
+    term.kind === 'boolean' && (term.fill === fill || term.fill === Number.NEGATIVE_INFINITY);
   const isBias = ({ term }: MaskPlacement) =>
     term.kind === 'additive' &&
     (term.steps ?? []).every(isWidening) &&

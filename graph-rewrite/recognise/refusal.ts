@@ -24,3 +24,7 @@ export function refuse(reason: string, at?: Value | Node): never {
 export function refuseProduct(reason: string, at?: Value | Node): never {
   throw new RefusalSignal(reason, at, true);
 }
+
+/** Of two masks with finite fills. */
+export const DEPENDS_ON_BOTH =
+  'the weights of a row that loses all keys depend on both; it can be fused where the model puts −∞ in place of these scores, or has one mask that takes out both';

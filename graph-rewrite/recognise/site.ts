@@ -10,7 +10,7 @@ import { mayBeUndefined, mayHoldFill } from './mask/magnitude.js';
 import { type UnderstoodMasks, understandMasks } from './mask/understand.js';
 import { type MaskPlacement, termType } from './masks.js';
 import { type Plan, plan, saving } from './plan.js';
-import { RefusalSignal, refuse, refuseProduct } from './refusal.js';
+import { DEPENDS_ON_BOTH, RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { HIGHEST_FLOOR, type ScoreTrace, scorePaths, traceScores } from './scores.js';
 import { extraSteps, requireDigits, requireLargestOne, type SoftmaxForm } from './softmax.js';
 import { withZeroed } from './zeroed.js';
@@ -83,7 +83,7 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   checkCasts(joint.probabilityCasts, valueType, best.query.value);
   checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);
   const unread = masks.rest.find(({ term }) => term.kind === 'additive' && term.replaces);
-  if (unread) refuse('the scores are multiplied by a mask that is not understood', unread.term.value);
+  if (unread) refuse(whyUnread(masks.rest.length), unread.term.value);
   const nodes = [trace.nodes, softmax.nodes, joint.probabilityNodes, [joint.second.node]].flat();
   const absorbed = [best.query, best.key, best.value, best.output].flatMap((c) => c.absorbed);
   return {
@@ -99,6 +99,12 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
     nodes: [...nodes, ...absorbed],
     form: `${trace.product.node.opType} · ${softmax.nodes.map((n) => n.opType).join(' ')} · ${joint.second.node.opType}`,
   };
+}
+
+/** Why masks stay that scores are multiplied by. */
+function whyUnread(count: number): string {
+  if (count === 1) return 'the scores are multiplied by a mask that is not understood';
+  return `scores that are multiplied by a mask of zeros and ones, and lowered by a number where it is 0, are masked otherwise as well: ${DEPENDS_ON_BOTH}`;
 }
 
 /** Fills from here on leave scores few digits, and those from the end on none. */

@@ -112,7 +112,9 @@ function additiveTerms(element: Element, placement: MaskPlacement, type: number)
   // Under a mask nothing else may be masked: which fill a key gets would depend on the order.
   if (!rest || rest.some((t) => t.kind !== 'bias')) return undefined;
   const conditions = conjuncts(kept === yes ? condition : not(condition));
-  return [...rest, { kind: 'mask', mode: 'add', conditions, fill, type, placement, instead: rest }];
+  // s · b − c · (1 − b) is −c where b is 0, and nothing is left of the score.
+  const mode = placement.term.replaces && rest.length === 0 ? 'replace' : 'add';
+  return [...rest, { kind: 'mask', mode, conditions, fill, type, placement, instead: rest }];
 }
 
 /** The indices at which the scores read a mask; undefined where it covers its axes in no simple way. */

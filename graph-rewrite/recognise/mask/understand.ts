@@ -10,7 +10,7 @@ import { type MaskPlacement, type ScoreAxes, termType } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
 import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
 import { and, atMostZero, type Condition, or } from './element.js';
-import { absorbs, LARGEST_SCORE } from './magnitude.js';
+import { absorbingFill, absorbs, LARGEST_SCORE, mayHoldFill } from './magnitude.js';
 import { biasMayHoldFill, outcomeOf, uniqueConditions } from './outcome.js';
 import { HIGHEST_ADDED_FILL, placeSource, readTerms, type ScoreIndices, scoreIndices, type Term } from './terms.js';
 
@@ -163,19 +163,32 @@ function finish(
     if (!placed || termType(placed.term, inference) !== type) return undefined;
     rest.push(placed);
   }
-  const fills = new Set(left.filter((l) => l.conditions.length > 0).map((l) => l.fill));
-  const isAdded = rest.length > 0 || fills.size > 1 || (hasBand(band) && !fills.has(maskedValue));
-  if (isAdded && [...fills].some((fill) => !absorbs(fill, type))) return undefined;
+  const wanted = new Set(left.filter((l) => l.conditions.length > 0).map((l) => l.fill));
+  const isAdded = rest.length > 0 || wanted.size > 1 || (hasBand(band) && !wanted.has(maskedValue));
+  const lowered = (fill: number) => (isAdded && maskedValue !== fill ? loweredFill(fill, rest, type, inference) : fill);
+  if (isAdded && [...wanted].some((fill) => !absorbs(lowered(fill), type))) return undefined;
   for (const { conditions, fill } of left)
     for (const condition of conditions) {
       const { placement } = masks.find((m) => m.conditions.includes(condition))!;
       const found = placeSource(condition.sources, placement, indices, inference);
       if (!found) return undefined;
       const { keepWhere } = found.source;
-      const term = { ...found.placement.term, kind: 'boolean', factor: 1, scaledBy: 1, keepWhere, fill } as const;
+      const own = { kind: 'boolean', factor: 1, scaledBy: 1, keepWhere, fill: lowered(fill) } as const;
+      const term = { ...found.placement.term, ...own };
       rest.push({ ...found.placement, term });
     }
   return { ...band, maskedValue, rest };
+}
+
+/**
+ * A fill that leaves no trace of the scores that it is added to, in place of one that is put in their place: where a row
+ * keeps a key, either takes all weight from the others; where it keeps none, all scores that are not −∞ are equal.
+ */
+function loweredFill(fill: number, biases: readonly MaskPlacement[], type: number, inference: Inference): number {
+  const lower = absorbingFill(type, 1);
+  if (absorbs(fill, type) || fill > HIGHEST_ADDED_FILL || lower === undefined) return fill;
+  const isSmall = ({ term }: MaskPlacement) => !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
+  return biases.every(isSmall) ? lower : fill;
 }
 
 /** The mask as it was, where nothing was taken out of it. */
