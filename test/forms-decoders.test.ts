@@ -132,6 +132,26 @@ const FORMS: readonly Form[] = [
     becomes: 'causal additive(b,k)',
   },
   {
+    name: 'a trace fixed the batch of the values',
+    ownNames: false,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const p = move(g, last(g, g.op('MatMul', [q, k])), 'b h q k', 'bh q k');
+      g.output(g.op('MatMul', [p, g.op('Reshape', [v, g.ints([4, -1, 4])])]));
+    },
+    refused: '4 meets 2·b; a batch or a length that is a number here was fixed when the model was exported',
+  },
+  {
+    name: 'a trace fixed the length of the scores',
+    ownNames: false,
+    build(g) {
+      const [q, k, v] = plain(g);
+      const scores = g.op('Reshape', [g.op('MatMul', [q, k]), g.ints([-1, 6, 7])]);
+      g.output(g.op('MatMul', [last(g, scores), move(g, v, 'b h k e', 'bh k e')]));
+    },
+    refused: 'it makes (',
+  },
+  {
     name: 'the model zoo’s GPT-2, folded for one length: s · b − c, where c is 10⁴ · (1 − b)',
     sizes: { q: 3, k: 3 },
     build: (g) => folded(g, (seen) => 1e4 * (1 - seen)),

@@ -10,6 +10,7 @@ import { outputCandidates } from './output.js';
 import { type ProbabilityTrace, traceProbabilities } from './probabilities.js';
 import { refuse, refuseProduct } from './refusal.js';
 import type { ScoreTrace } from './scores.js';
+import { unmatched } from './sizes.js';
 import type { SoftmaxForm } from './softmax.js';
 import { isLinearLayer, isWeight } from './weights.js';
 
@@ -90,6 +91,7 @@ export function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: In
     aligned,
     [queryOperand.labels, keyOperand.labels, valueOperand.labels, second.outputLabels],
     [base, base, scores, outputLabels],
+    inference,
   );
   return {
     ...aligned,
@@ -108,7 +110,7 @@ export function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: In
 type Sides = Pick<Joint, 'query' | 'key' | 'value' | 'output'>;
 
 function side(operand: Value, labels: readonly string[], scores: LabelledDimensions, inference: Inference): Side {
-  return alignAll(operand, candidates(operand, inference), labels, scores);
+  return alignAll(operand, candidates(operand, inference), labels, scores, inference);
 }
 
 function outputSide(
@@ -123,7 +125,7 @@ function outputSide(
       'the product of the exponentials with the values is also read before it is divided by their sum',
       second.output,
     );
-  return alignAll(second.output, found, second.outputLabels, scores, true);
+  return alignAll(second.output, found, second.outputLabels, scores, inference, true);
 }
 
 function alignAll(
@@ -131,6 +133,7 @@ function alignAll(
   found: readonly Candidate[],
   labels: readonly string[],
   scores: LabelledDimensions,
+  inference: Inference,
   asResult = false,
 ): Side {
   const options = found.flatMap((candidate) => {
@@ -140,18 +143,23 @@ function alignAll(
     const alignment = alignOperand({ ...view, dimensions }, labels, scores);
     return alignment ? [{ candidate, alignment }] : [];
   });
-  if (options.length === 0)
-    refuseProduct('the sizes of an operand cannot be matched with those of the scores', operand);
+  if (options.length === 0) refuseProduct(unmatched(operand, labels, scores, inference), operand);
   return { operand, options };
 }
 
-function realign(sides: Sides, labels: readonly (readonly string[])[], scores: readonly LabelledDimensions[]): Sides {
+function realign(
+  sides: Sides,
+  labels: readonly (readonly string[])[],
+  scores: readonly LabelledDimensions[],
+  inference: Inference,
+): Sides {
   const again = (s: Side, i: number) =>
     alignAll(
       s.operand,
       s.options.map((o) => o.candidate),
       labels[i]!,
       scores[i]!,
+      inference,
       i === 3,
     );
   return {

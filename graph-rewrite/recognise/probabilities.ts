@@ -7,6 +7,7 @@ import { traceGuards } from './guards.js';
 import { refuse } from './refusal.js';
 import { isSameValue } from './same.js';
 import { type ScoreStep, type ScoreTrace, uniformValue } from './scores.js';
+import { unfollowed } from './sizes.js';
 import type { SoftmaxForm } from './softmax.js';
 import { isIdleDropout, readSelection, stepView, type View } from './view.js';
 
@@ -89,7 +90,7 @@ export function traceProbabilities(
       sink = undefined;
     } else if (node.is('Reshape', 'Transpose', 'Unsqueeze', 'Squeeze')) {
       const next = stepView(view, node, output, inference);
-      if (!next) refuse(`what ${node.opType} does to the probabilities' shape is not understood`, output);
+      if (!next) refuse(unfollowed(node.opType, 'probabilities', value, output, inference), output);
       view = next;
     } else if (node.is('Cast')) {
       casts.push(node.int('to') ?? 0);

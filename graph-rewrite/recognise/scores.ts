@@ -8,6 +8,7 @@ import { type Contraction, contractedLabels, contractionTo } from './contraction
 import { refuse, refuseProduct } from './refusal.js';
 import { copied } from './same.js';
 import { joinSelections } from './selections.js';
+import { unfollowed } from './sizes.js';
 import { constantInts, identityView, isIdleDropout, stepView, type View } from './view.js';
 
 /** What happens to the scores on their way from the product of queries and keys to the softmax, in that order. */
@@ -121,7 +122,7 @@ export function traceScores(path: readonly Node[], inference: Inference): ScoreT
     const step = readStep(node, current, view, inference);
     if (step === 'view') {
       const next = stepView(view, node, output, inference);
-      if (!next) return refuse(`what ${node.opType} does to the scores' shape is not understood`, output);
+      if (!next) return refuse(unfollowed(node.opType, 'scores', current, output, inference), output);
       view = next;
     } else if (step) {
       steps.push(step);
