@@ -202,7 +202,7 @@ const FORMS: readonly Form[] = [
   },
   {
     name: 'late: the exponentials are weighed before they are summed',
-    refused: 'weighed before they are summed',
+    refused: 'not proven to hold zeros and ones alone',
     build(g) {
       const { s, v } = scored(g);
       const e = g.op('Mul', [relative(g, s), g.input('weight', g.type, dims('b 1 1 k')).name]);
@@ -307,6 +307,112 @@ const FORMS: readonly Form[] = [
       const { s, v } = scored(g);
       const total = g.op('Add', [largest(g, s, 2), g.op('Log', [sum(g, relative(g, s))])]);
       finish(g, g.op('MatMul', [g.op('Exp', [g.op('Sub', [s, total])]), v]));
+    },
+  },
+  {
+    name: 'late: exponentials times a triangle of ones',
+    self: true,
+    becomes: 'causal',
+    build(g) {
+      const { s, v } = scored(g);
+      const seen = g.op('LessOrEqual', [count(g, 'q'), g.unsqueeze(count(g, 'q'), [1])]);
+      late(g, g.op('Mul', [relative(g, s), to(g, seen, g.type)]), v);
+    },
+  },
+  {
+    name: 'late: exponentials times a padding mask that became numbers before its dimensions',
+    mayEmptyRows: true,
+    becomes: 'boolean(b,k)',
+    build(g) {
+      const { s, v } = scored(g);
+      const numbers = to(g, g.input('keep', 'bool', dims('b k')).name, g.type);
+      late(g, g.op('Mul', [g.unsqueeze(numbers, [1, 2]), relative(g, s)]), v);
+    },
+  },
+  {
+    name: 'exponentials under two masks, divided by their sum before the product',
+    mayEmptyRows: true,
+    becomes: 'boolean(b,q,k)',
+    build(g) {
+      const { s, v } = scored(g);
+      const some = g.op('Where', [g.input('keep', 'bool', dims('b 1 1 k')).name, relative(g, s), g.float(0)]);
+      const off = g.input('off', 'bool', dims('q k')).name;
+      const e = g.op('Mul', [some, g.op('Sub', [g.float(1), to(g, off, g.type)])]);
+      finish(g, g.op('MatMul', [g.op('Div', [e, sum(g, e)]), v]));
+    },
+  },
+  {
+    name: 'late: plain exponentials under a mask, and an epsilon: a sink',
+    mayEmptyRows: true,
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Mul', [g.op('Exp', [s]), to(g, g.input('keep', 'bool', dims('b 1 1 k')).name, g.type)]);
+      late(g, e, v, g.op('Add', [sum(g, e), g.float0(1e-3)]));
+    },
+  },
+  {
+    name: 'late: the largest score may be of a key that a mask takes out, so that an epsilon counts',
+    refused: 'no maximum over the keys is taken from the masked scores',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = g.op('Mul', [relative(g, s), to(g, g.input('keep', 'bool', dims('b 1 1 k')).name, g.type)]);
+      late(g, e, v, g.op('Add', [sum(g, e), g.float0(1e-9)]));
+    },
+  },
+  {
+    name: 'late: exponentials of the larger scores alone',
+    refused: 'decided from the scores',
+    build(g) {
+      const { s, v } = scored(g);
+      const middle = g.op('ReduceMean', [s], { axes: [3], keepdims: 1 });
+      late(g, g.op('Where', [g.op('Less', [middle, s]), relative(g, s), g.float(0)]), v);
+    },
+  },
+  {
+    name: 'late: exponentials times zeros and ones in no order that attributes have',
+    sizes: { q: 3, k: 3 },
+    becomes: 'boolean(q,k)',
+    build(g) {
+      const { s, v } = scored(g);
+      late(g, g.op('Mul', [relative(g, s), g.tensor(g.type, [3, 3], [1, 0, 1, 1, 1, 0, 0, 1, 1])]), v);
+    },
+  },
+  {
+    name: 'exponentials of features, weighed and normalised, are no site',
+    refused: 'no site',
+    build(g) {
+      const x = g.input('X', g.type, dims('b k d')).name;
+      const e = g.op('Mul', [g.op('Exp', [x]), g.input('weight', g.type, dims('b k d')).name]);
+      g.output(g.op('Div', [e, sum(g, e, 2)]));
+    },
+  },
+  {
+    name: 'graph attention: the scores are sums, though a mask puts a tensor of one number in their place',
+    refused: 'LeakyRelu between',
+    build(g) {
+      const [a, c, v] = [
+        read(g, 'A', 'b q h', 'b h q 1'),
+        read(g, 'C', 'b k h', 'b h 1 k'),
+        read(g, 'V', 'b k he', 'b h k e'),
+      ];
+      const s = g.op('LeakyRelu', [g.op('Add', [a.name, c.name])]);
+      const fill = g.op('Expand', [g.float0(-9e15), g.op('Shape', [s])]);
+      const p = g.op('Softmax', [g.op('Where', [g.input('edge', 'bool', dims('b 1 q k')).name, s, fill])], { axis: 3 });
+      finish(g, g.op('MatMul', [p, v.name]));
+    },
+  },
+  {
+    name: 'landmarks: probabilities that another attention has for its values',
+    sizes: { q: 3, k: 4, l: 2 },
+    ownNames: false,
+    becomes: '-; refused: the probabilities are themselves an operand of another attention',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const landmarks = read(g, 'L', 'b l hd', 'b h l d').name;
+      const turned = g.op('Transpose', [landmarks], { perm: [0, 1, 3, 2] });
+      const outer = g.op('Softmax', [g.op('MatMul', [q, turned])], { axis: 3 });
+      const inner = g.op('Softmax', [g.op('MatMul', [landmarks, k])], { axis: 3 });
+      finish(g, g.op('MatMul', [g.op('MatMul', [outer, inner]), v]));
     },
   },
 ];

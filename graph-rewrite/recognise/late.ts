@@ -2,12 +2,12 @@
 import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
 import { type Atom, freshDimension, leavesOf, sizeOf } from './atoms.js';
-import { type Contraction, contractionTo, readContraction } from './contraction.js';
+import { type Contraction, readContraction } from './contraction.js';
+import { isOfSequences } from './exponentials.js';
 import { onlyMover } from './output.js';
 import { refuse } from './refusal.js';
 import { type Divisor, labelsOfSum, readDivision, summedAxis } from './sums.js';
 import { identityView, stepView, type View } from './view.js';
-import { isWeight } from './weights.js';
 
 /** A division by the sum of exponentials behind their product with something. */
 export interface LateDivision {
@@ -26,8 +26,6 @@ export interface LateDivision {
 }
 
 const LONGEST_WAY = 12;
-/** Values between the operands of a product and exponentials of it, with those that masks are computed from. */
-const MOST_VALUES = 200;
 /** What may stand between exponentials and their product. */
 const PASSED = ['Identity', 'Cast', 'Dropout', 'Reshape', 'Transpose', 'Unsqueeze', 'Squeeze', 'Mul', 'Where'];
 
@@ -71,23 +69,10 @@ function divided({ passed, ...found }: Found, result: Value, inference: Inferenc
     const output = onlyMover(value)?.outputs[0];
     if (output) value = output;
     else
-      return isOfSequences(found, inference)
+      return isOfSequences(found.summed, inference)
         ? { ...found, divisor: undefined, node: undefined, numerator: value }
         : undefined;
   }
-}
-
-/** Whether what is exponentiated comes of a product of two sequences, and so may be scores; features are no sites. */
-function isOfSequences({ summed }: Pick<Found, 'summed'>, inference: Inference): boolean {
-  const seen = new Set<Value>([summed]);
-  for (const value of seen) {
-    const product = contractionTo(value, inference);
-    const [a, b] = product?.operands ?? [];
-    if (a && b && a.value !== b.value && !isWeight(a.value, inference) && !isWeight(b.value, inference)) return true;
-    if (product || !value.producer || seen.size > MOST_VALUES) continue;
-    for (const input of value.producer.inputs) if (input) seen.add(input);
-  }
-  return false;
 }
 
 /** The product of the exponentials with the values, in atoms of the scores. */

@@ -1,4 +1,5 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
+import { FLASH_ATTENTION_DOMAIN } from '../op/definition.js';
 import type { Inference } from '../shape/inference.js';
 import { type Dimension, leavesOf } from './atoms.js';
 import type { Factor, SinkTerm } from './combine.js';
@@ -99,7 +100,13 @@ export function traceProbabilities(
     } else if (factor) {
       factors.push(factor);
     } else if (!node.is('Identity') && !(node.is('Dropout') && isIdleDropout(node))) {
-      refuse(`the probabilities are changed by ${node.opType} before the product with the values`, output);
+      const isAttention = node.domain === FLASH_ATTENTION_DOMAIN;
+      refuse(
+        isAttention
+          ? 'the probabilities are themselves an operand of another attention'
+          : `the probabilities are changed by ${node.opType} before the product with the values`,
+        output,
+      );
     }
     nodes.push(node);
     value = output;

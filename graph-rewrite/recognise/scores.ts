@@ -196,7 +196,7 @@ function scoreInputs(node: Node, inference: Inference): Value[] {
     case 'Pad':
       return all.slice(0, 1);
     case 'Where':
-      return all.slice(1, 3).filter(notScalar);
+      return all.slice(1, 3).filter((v) => uniformValue(v, inference) === undefined);
     case 'Concat':
       return all.length === 2 ? all : [];
     default:

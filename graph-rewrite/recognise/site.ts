@@ -3,6 +3,7 @@ import type { Inference } from '../shape/inference.js';
 import { combineSteps, type MaskTerm, type ScoreFormula } from './combine.js';
 import { cuts, storedOrder } from './cuts.js';
 import { requireIndependent } from './dependence.js';
+import { withMasks } from './exponentials.js';
 import { assignFactors, requireSameForAllKeys } from './factors.js';
 import { type Joint, readJoint } from './joint.js';
 import { NO_BAND } from './mask/bands.js';
@@ -50,7 +51,8 @@ export function matchSite(softmax: SoftmaxForm, inference: Inference): Site {
 }
 
 /** The site, if its scores are this product. */
-function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Site {
+function matchTrace(scores: ScoreTrace, softmax: SoftmaxForm, inference: Inference): Site {
+  const trace = withMasks(scores, softmax.masks ?? [], inference);
   const written = combineSteps([...trace.steps, ...extraSteps(softmax, trace, inference)]);
   requireLargestOne(softmax, trace, inference);
   const joint = readJoint(trace, softmax, inference);
@@ -74,11 +76,12 @@ function matchTrace(trace: ScoreTrace, softmax: SoftmaxForm, inference: Inferenc
   const masked = maskedType(formula, inputType);
   const scored = { type: masked, isWidened: masked !== inputType, hasSink: best.sink !== undefined };
   const found = understandMasks(best.masks, best.axes, scored, inference);
-  const rest = widenBiases(best.masks, masked, inference);
+  const given = best.masks.map((mask) => asTruths(mask, inference));
+  const rest = widenBiases(given, masked, inference);
   const masks = found ?? { ...NO_BAND, maskedValue: Number.NEGATIVE_INFINITY, rest };
   requireDigits(softmax, masks, inference);
   requireFloors(masks.rest);
-  const wide = found || rest === best.masks ? masked : FLOAT;
+  const wide = found || rest === given ? masked : FLOAT;
   const type = tensorTypes({ ...best, masks: masks.rest }, inference).includes(wide) ? wide : inputType;
   checkCasts(joint.probabilityCasts, valueType, best.query.value);
   checkTypes(formula.casts, type, { ...best, masks: masks.rest }, inference);
@@ -131,6 +134,7 @@ function requireGuarded({ masks }: ScoreFormula, joint: Joint, inference: Infere
 }
 
 const FLOAT = 1;
+const BOOL = 9;
 const FLOAT16 = 10;
 const DOUBLE = 11;
 const BFLOAT16 = 16;
@@ -159,6 +163,14 @@ function commonTypes(joint: Joint, plan: Plan, inference: Inference): Types {
 function maskedType({ masks }: ScoreFormula, type: number): number {
   const isHalf = type === FLOAT16 || type === BFLOAT16;
   return isHalf && masks.length > 0 && masks.every((m) => m.scoreType === FLOAT) ? FLOAT : type;
+}
+
+/** A mask of zeros and ones as one of truth values. */
+function asTruths(mask: MaskPlacement, inference: Inference): MaskPlacement {
+  const { term } = mask;
+  const from = termType(term, inference);
+  if (term.kind !== 'boolean' || from === undefined || from === BOOL) return mask;
+  return { ...mask, term: { ...term, steps: [...(term.steps ?? []), { opType: 'Cast', from, to: BOOL }] } };
 }
 
 /**

@@ -2,6 +2,7 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
+import { type ExponentialMask, lastMasked, mayBeScores, readMasked } from './exponentials.js';
 import { isPerRow } from './factors.js';
 import { type LateDivision, readLateDivision } from './late.js';
 import { readLogarithmOfSum } from './logarithm.js';
@@ -27,6 +28,8 @@ export interface SoftmaxForm {
   readonly isQuotient?: boolean;
   /** Whether the logarithm of the sum is subtracted, which is rounded to the digits of the largest score. */
   readonly isLogarithm?: boolean;
+  /** Masks that come behind the exponentials. */
+  readonly masks?: readonly ExponentialMask[];
   /** Set where a number is added to the sum of the exponentials. */
   readonly extra?: ExtraLogit;
   /** Where the sum is kept from being zero, by what leaves sums of one or more as they are. */
@@ -99,20 +102,25 @@ function keepsRow(value: Value, shape: readonly Expression[], axis: number, infe
 /** exp(x) / Σ exp(x), the sum kept as a dimension of size 1 by whatever means. */
 function readQuotient(node: Node, inference: Inference): SoftmaxForm | undefined {
   const [output] = node.outputs;
-  for (const exponential of node.inputs) {
-    const given = exponential?.producer?.is('Exp') ? exponential.producer.inputs[0] : undefined;
-    const divisor = exponential && given && readDivision(node, exponential, [exponential], inference);
+  for (const numerator of node.inputs) {
+    const masked = numerator && readMasked(numerator, inference);
+    const given = masked?.exponential.producer?.inputs[0];
+    const divisor = masked && given && readDivision(node, numerator, [numerator], inference);
     if (!divisor || !output) continue;
+    const { exponential, masks } = masked;
     const { sum, axis, nodes: moves, value, guards, more } = divisor;
     const input = more?.input ?? given;
-    const shape = inference.of(input).shape;
+    const shape = inference.of(numerator).shape;
     const isOfShape = (n: Node) => n.is('Shape') && feedsOnly(n, new Set([node]));
-    const elsewhere = exponential.uses.some((u) => u.node !== node && u.node !== sum && !isOfShape(u.node));
-    if (!shape || exponential.isOutput || elsewhere || !keepsOrder(divisor)) return undefined;
-    if (!keepsRow(value, shape, axis, inference)) return undefined;
-    const nodes = [...(more?.nodes ?? []), exponential.producer!, sum, ...moves, node];
+    const elsewhere = numerator.uses.some((u) => u.node !== node && u.node !== sum && !isOfShape(u.node));
+    if (!shape || numerator.isOutput || elsewhere || !keepsOrder(divisor)) return undefined;
+    if (inference.of(input).shape?.length !== shape.length || !keepsRow(value, shape, axis, inference))
+      return undefined;
+    if (masks.length > 0 && !mayBeScores(masked, inference)) return undefined;
+    const before = [...(more?.nodes ?? []), exponential.producer!, ...masks.map((mask) => mask.node)];
     const extra = more ? { extra: more.extra } : {};
-    return { input, output, axis, nodes, anchor: node, isQuotient: true, guards, ...extra };
+    const nodes = [...before, sum, ...moves, node];
+    return { input, output, axis, nodes, anchor: node, isQuotient: true, masks, guards, ...extra };
   }
   return undefined;
 }
@@ -120,15 +128,18 @@ function readQuotient(node: Node, inference: Inference): SoftmaxForm | undefined
 /** exp(x), where the product with the values is divided by Σ exp(x). */
 function readExponentials(node: Node, inference: Inference): SoftmaxForm | undefined {
   const [given] = node.inputs;
-  const [output] = node.outputs;
+  const [exponential] = node.outputs;
+  const output = exponential && lastMasked(exponential, inference);
+  const masks = (output && readMasked(output, inference)?.masks) ?? [];
   const late = given && output && readLateDivision(output, inference);
   if (!late) return undefined;
   const { axis, divisor } = late;
   const input = divisor?.more?.input ?? given;
-  const nodes = [...(divisor?.more?.nodes ?? []), node, late.sum, ...(divisor?.nodes ?? [])];
+  const before = [...(divisor?.more?.nodes ?? []), node, ...masks.map((mask) => mask.node)];
+  const nodes = [...before, late.sum, ...(divisor?.nodes ?? [])];
   const extra = divisor?.more ? { extra: divisor.more.extra } : {};
   const guards = divisor?.guards ?? [];
-  return { input, output, axis, nodes, anchor: node, isQuotient: true, guards, late, ...extra };
+  return { input, output, axis, nodes, anchor: node, isQuotient: true, masks, guards, late, ...extra };
 }
 
 /** Scores from here on leave the logarithm of a sum of exponentials less than three decimals in float32. */

@@ -4,6 +4,7 @@ import { dataTypeName } from '../onnx/data-type.js';
 import { DataType } from '../onnx/proto.js';
 import type { Inference } from '../shape/inference.js';
 import { contractedLabels, readContraction } from './contraction.js';
+import { readMasked } from './exponentials.js';
 import { isSameValue } from './same.js';
 import { beforeExpand, lessMaximum, uniformValue } from './scores.js';
 import { reducedAxis } from './view.js';
@@ -214,7 +215,7 @@ function addedToSum(value: Value, exponential: Value, inference: Inference): Add
     const number = inference.scalarOf(other);
     if (number !== undefined && number > 0)
       return { sum, input: undefined, extra: { logit: Math.log(number), value }, nodes: [] };
-    const difference = exponential.producer?.inputs[0]?.producer;
+    const difference = readMasked(exponential, inference)?.exponential.producer?.inputs[0]?.producer;
     const [input, maximum] = difference?.is('Sub') ? difference.inputs : [];
     const negated = other.producer?.is('Exp') ? other.producer.inputs[0]?.producer : undefined;
     if (input && maximum && negated && isNegative(negated, maximum, inference) && isMaximum(maximum, input, inference))
@@ -244,7 +245,7 @@ function isMaximum(value: Value, x: Value, inference: Inference): boolean {
 
 /** Whether an exponential is one of x − max(x). */
 function isRelative(exponential: Value, inference: Inference): boolean {
-  const difference = exponential.producer?.inputs[0]?.producer;
+  const difference = readMasked(exponential, inference)?.exponential.producer?.inputs[0]?.producer;
   const [x, subtracted] = difference?.is('Sub') ? difference.inputs : [];
   return x !== undefined && subtracted !== undefined && lessMaximum(subtracted, x, [], inference) !== undefined;
 }

@@ -1,13 +1,14 @@
 /** The softmax in its spellings, and what happens to the probabilities. */
 import { type DataTypeName, dataTypeOf } from '../../graph-rewrite/onnx/data-type.js';
 import type { Plan } from './attention.js';
-import { type Choices, type Piece, sameDims } from './graph.js';
+import { type Choices, type Piece, sameAxes, sameDims } from './graph.js';
 import type { ScoreState } from './scores.js';
 
 /** @param late choices of a division behind the product with the values, which takes the place of that before it */
 export function normalise(plan: Plan, { scores, keyAxis, sink }: ScoreState, c: Choices, late: Choices): Piece {
   const { graph: g } = plan;
-  if (sink === 'none' && late.rarely(3)) return exponentials(plan, scores, keyAxis, late);
+  const isWhole = sameAxes(scores.dims[keyAxis], plan.keys);
+  if (sink === 'none' && late.rarely(3) && isWhole) return exponentials(plan, scores, keyAxis, late);
   let axis = keyAxis;
   if (c.rarely(30)) {
     plan.oddities.push('softmax over another axis');
@@ -59,16 +60,34 @@ function exponentials(plan: Plan, scores: Piece, axis: number, c: Choices): Piec
   // Without the maximum taken off, rows of low fills are 0/0.
   if (!isRelative) plan.mayEmptyRows = true;
   const x = isRelative ? g.op('Sub', [scores.name, reduce(plan, 'ReduceMax', scores.name, axis, 18)]) : scores.name;
-  const e: Piece = { name: g.op('Exp', [x]), dims: scores.dims };
+  const plain: Piece = { name: g.op('Exp', [x]), dims: scores.dims };
+  const isMasked = c.rarely(3);
+  const e = isMasked ? { ...plain, name: maskedBehind(plan, plain, c) } : plain;
   const moved = c.rarely(4) ? g.rearrange(e, c.shuffle(e.dims)) : e;
   const at = moved.dims.indexOf(scores.dims[axis]!);
   let total = reduce(plan, 'ReduceSum', moved.name, at, 13);
   if (c.rarely(4)) {
-    if (!isRelative) plan.oddities.push('a sum that is kept from being zero');
+    if (!isRelative || isMasked) plan.oddities.push('a sum that is kept from being zero');
     total = g.op('Max', [total, g.tensor(g.type, [], [1e-6])]);
   }
   plan.late = { name: total, dims: moved.dims.map((d, i) => (i === at ? [] : d)) };
   return c.rarely(4) ? { name: g.op('Identity', [moved.name]), dims: moved.dims } : moved;
+}
+
+/** Exponentials with zeros for the keys that a mask takes out. */
+function maskedBehind(plan: Plan, e: Piece, c: Choices): string {
+  const { graph: g } = plan;
+  plan.mayEmptyRows = true;
+  const axes = c.pick<Piece['dims']>([plan.keys], [plan.batch, plan.keys], [plan.queries, plan.keys]);
+  const keep = g.input('late_keep', 'bool', axes);
+  const aligned = g.broadcast(keep, e.dims).name;
+  if (c.rarely(3)) return g.op('Where', [g.op('Not', [aligned]), g.tensor(g.type, [], [0]), e.name]);
+  const early = c.rarely(2);
+  const to = { to: dataTypeOf(g.type) };
+  const numbers = early
+    ? g.broadcast({ name: g.op('Cast', [keep.name], to), dims: keep.dims }, e.dims).name
+    : g.op('Cast', [aligned], to);
+  return g.op('Mul', c.rarely(2) ? [numbers, e.name] : [e.name, numbers]);
 }
 
 /** What guards may test: the softmax's input, and its axis. */

@@ -1,10 +1,11 @@
 /** A site's masks in a normal form: conditions that keys must meet, what stands in place of others, what is added. */
+import { DataType } from '../../onnx/proto.js';
 import { type Expression, product } from '../../shape/expression.js';
 import type { Inference } from '../../shape/inference.js';
 import { leavesOf } from '../atoms.js';
 import { insertedAxes, type MaskPlacement, SCORE_AXES, type ScoreAxes, type ScoreAxis } from '../masks.js';
 import { Affine, IndexVariable } from './affine.js';
-import { type Condition, conjuncts, type Element, not, type Source } from './element.js';
+import { type Condition, conjuncts, type Element, FALSE, not, type Source, TRUE } from './element.js';
 import { Evaluator } from './evaluate.js';
 
 /** The scores' indices: one for each part of an axis, outermost first. */
@@ -64,8 +65,10 @@ export function readTerms(
   const source: Source = { value: term.value, indices, keepWhere: true };
   const element = new Evaluator(inference, [...variables.values()]).at(term.value, indices);
   if (term.kind === 'boolean') {
-    const condition: Condition =
-      element.kind === 'condition' ? element.condition : { kind: 'opaque', sources: [source] };
+    const isNumber = inference.of(term.value).type !== DataType.BOOL;
+    const read = isNumber ? truthOf(element) : element.kind === 'condition' ? element.condition : undefined;
+    if (isNumber && !read) return [asItIs(placement, [])];
+    const condition: Condition = read ?? { kind: 'opaque', sources: [source] };
     const conditions = conjuncts(term.keepWhere ? condition : not(condition));
     if (conditions.length === 0) return [];
     return [{ kind: 'mask', mode: 'replace', conditions, fill: term.fill, type: 0, placement }];
@@ -78,6 +81,17 @@ export function readTerms(
     terms.push(...found);
   }
   return terms;
+}
+
+/** Where an element is 1; undefined where it may be anything but 0 and 1. */
+function truthOf(element: Element): Condition | undefined {
+  const isNumber = (side: Element, number: number) => side.kind === 'constant' && side.value === number;
+  if (isNumber(element, 0) || isNumber(element, 1)) return isNumber(element, 1) ? TRUE : FALSE;
+  if (element.kind === 'condition') return element.condition;
+  if (element.kind !== 'choice') return undefined;
+  const { condition, yes, no } = element;
+  if (isNumber(yes, 1) && isNumber(no, 0)) return condition;
+  return isNumber(yes, 0) && isNumber(no, 1) ? not(condition) : undefined;
 }
 
 function asItIs(placement: MaskPlacement, sources: readonly Source[]): Term {

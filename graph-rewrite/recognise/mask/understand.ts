@@ -5,6 +5,7 @@
  * All of it is exact, also in a row none of whose keys is left, which the softmax of a finite fill makes the mean of all
  * values. See {@link understandMasks} for when that can be kept.
  */
+import { DataType } from '../../onnx/proto.js';
 import type { Inference } from '../../shape/inference.js';
 import { type MaskPlacement, type ScoreAxes, termType } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
@@ -64,7 +65,9 @@ export function understandMasks(
   const found = combine(situation);
   // Booleans let the queries stay as narrow as they are.
   const narrows = site.isWidened === true && found?.rest.every((m) => m.term.kind === 'boolean');
-  return found && (narrows || isGain(found, masks)) ? found : undefined;
+  // Numbers of zeros and ones are no masks that the operator takes.
+  const isNumeric = ({ term }: MaskPlacement) => term.kind === 'boolean' && termType(term, inference) !== DataType.BOOL;
+  return found && (narrows || masks.some(isNumeric) || isGain(found, masks)) ? found : undefined;
 }
 
 function combine(situation: Situation): UnderstoodMasks | undefined {
