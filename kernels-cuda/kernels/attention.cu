@@ -93,11 +93,10 @@ static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
-static_assert(DecodeFloat32Kernel<256, 16>::kSharedBytes <= kLeastShared);
 static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
 static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
-// Shared memory of one of the kernel's blocks; Hopper's and decode's of float32 fit every device that they are for.
+// Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
 int shared_bytes(int kernel, const AttentionParams &p, bool small) {
   const auto by_tile = [&](int narrow, int middle, int wide) {
     return tile_of(p) == 64 ? narrow : tile_of(p) == 128 ? middle : wide;
@@ -124,8 +123,9 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
 }
 
 bool fits(int kernel, const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
-  const bool always = kernel == ORTFLASH_DECODE && c.element == ORTFLASH_FLOAT32;
-  return always || shared_bytes(kernel, p, true) <= device.shared_bytes;
+  static_assert(DecodeFloat32Kernel<256, 16>::kSharedBytes <= kLeastShared);
+  const bool on_every_device = kernel == ORTFLASH_DECODE && c.element == ORTFLASH_FLOAT32;
+  return on_every_device || shared_bytes(kernel, p, true) <= device.shared_bytes;
 }
 
 bool has_decode_grid(const AttentionParams &p) {
@@ -275,9 +275,8 @@ bool has_form_16_bit(const Plan &plan, DecodeForm form) {
 // measured at 128, log 19 and 20 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
   const auto has = [&](DecodeForm form) {
-    return plan.hopper && c.element != ORTFLASH_FLOAT32 &&
-           (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
-                                          : has_form_16_bit<__nv_bfloat16>(plan, form));
+    return plan.hopper && (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
+                                                         : has_form_16_bit<__nv_bfloat16>(plan, form));
   };
   const int64_t keys = plan.params.keys;
   if (keys <= 1024 && has(DecodeForm::kWideCluster)) return DecodeForm::kWideCluster;
@@ -309,7 +308,8 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.kernel != ORTFLASH_DECODE) return;
   const int64_t rows_of_head = int64_t{p.queries} * p.heads_per_key;
   const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
-  plan.form = plan.candidate ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
+  const bool one_form = plan.candidate || c.element == ORTFLASH_FLOAT32;
+  plan.form = one_form ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
   // Rounded down: a few blocks more than the device holds would run alone, after all others.
   const int64_t filling =

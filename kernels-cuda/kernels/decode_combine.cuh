@@ -13,9 +13,6 @@ enum class Combining {
   kCluster
 };
 
-// Key heads, and batch entries, are each an axis of the grid, which spares the kernel divisions.
-constexpr int kMostDecodeHeads = 65535;
-
 // A query of one of the heads that share a key head.
 struct PackedRow {
   int query, head;
@@ -27,6 +24,9 @@ __device__ inline PackedRow packed_row(const AttentionParams &p, int key_head, i
   if (p.queries > 1) query = n / p.heads_per_key;
   return {query, key_head * p.heads_per_key + n - query * p.heads_per_key};
 }
+
+// Key heads, and batch entries, are each an axis of the grid, which spares the kernel divisions.
+constexpr int kMostDecodeHeads = 65535;
 
 // A split's keys, of those that the block's rows visit. Where they are not all keys, which the host has cut, but those of a
 // window, or up to a length far below what a cache can hold, they are cut anew, so that all splits have some.

@@ -1,7 +1,7 @@
-// Few float32 queries against many keys, exact, on the ordinary arithmetic units; the splits are those of decode.cuh. Reading
-// keys and values once is what takes time: of one key's 8·D bytes a multiprocessor of an H100 gets 12.5 a clock, in which it has
-// four instructions for a warp, and a key takes D/8 multiply-adds of a warp for each row. A block therefore takes up to 16 rows
-// (queries × heads that share a key head); kRows is the least that holds them.
+// Few float32 queries against many keys, exact, on the ordinary arithmetic units; splits are those of decode.cuh. What
+// takes time is to read keys and values once: a key's 8·D bytes keep a multiprocessor of an H100 waiting for 0.64·D clocks of
+// four issue slots each, of which a row (query × head that shares the key head) takes D/16 for its multiply-adds. A block
+// therefore takes up to 16 rows; kRows is the least of 1, 4, 8 and 16 that holds the call's.
 #pragma once
 #include "decode_combine.cuh"
 
