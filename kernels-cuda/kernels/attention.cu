@@ -270,9 +270,9 @@ bool has_form_16_bit(const Plan &plan, DecodeForm form) {
                             : has_decode_form<Element, 256>(form);
 }
 
-// A cluster spares the way through memory, 3 µs, but lies unevenly over the multiprocessors, which costs long caches more.
-// A block a multiprocessor has no rival for its cache, which pays until keys and values come from memory. Limits as
-// measured at 128, log 19 and 20 of NOTES.md.
+// A cluster spares the way through memory, 3 µs, but lies unevenly over the multiprocessors, which costs long caches more. Of
+// those, one block a multiprocessor reads fastest, as long as there is one for each. Limits as measured at 128, log 19 to 21
+// of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
   const auto has = [&](DecodeForm form) {
     return plan.hopper && (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
@@ -281,9 +281,7 @@ DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, 
   const int64_t keys = plan.params.keys;
   if (keys <= 1024 && has(DecodeForm::kWideCluster)) return DecodeForm::kWideCluster;
   if (keys <= 4096 && has(DecodeForm::kCluster)) return DecodeForm::kCluster;
-  if (keys * blocks <= 1024 * int64_t{device.multiprocessors} && has(DecodeForm::kWide)) return DecodeForm::kWide;
-  const bool fills = 4 * 16 * blocks >= 3 * device.multiprocessors;
-  return keys <= 32768 && fills && has(DecodeForm::kCluster) ? DecodeForm::kCluster : DecodeForm::kWorkspace;
+  return blocks <= device.multiprocessors && has(DecodeForm::kWide) ? DecodeForm::kWide : DecodeForm::kWorkspace;
 }
 
 // A number for each call that no other has, and that memory not ours holds by chance once in 2^48: low 16 bits zero, others not.
@@ -330,7 +328,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));
   // So many rows of splits one block reads in the time that a second kernel takes to start.
   constexpr int kMostTalliedRows = 512;
-  plan.tallied = plan.tile == 128 && p.splits * std::min<int64_t>(rows_of_head, 16) <= kMostTalliedRows;
+  plan.tallied = p.splits * std::min<int64_t>(rows_of_head, 16) <= kMostTalliedRows;
   if (!plan.tallied) return;
   plan.tally = take(plan.workspace, blocks * sizeof(*p.tally));
   p.tally_tag = next_tag();

@@ -30,21 +30,20 @@ SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm fo
 
 template <>
 bool has_decode_form<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm form) {
-  if constexpr (DecodeWideTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
+  if (form == DecodeForm::kWideCluster) return can_launch_cluster<Kernel<DecodeWideClusterTiles>>();
+  if constexpr (DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
     if (form == DecodeForm::kCluster) return can_launch_cluster<Kernel<DecodeClusterTiles>>();
-    if (form == DecodeForm::kWideCluster) return can_launch_cluster<Kernel<DecodeWideClusterTiles>>();
-    return true;
   }
-  return form == DecodeForm::kWorkspace;
+  return form != DecodeForm::kCluster;
 }
 
 template <>
 cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
                                                                      DecodeForm form, cudaStream_t stream) {
-  if constexpr (DecodeWideTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
-    if (form == DecodeForm::kWide) return launch<Kernel<DecodeWideTiles>>(p, rules, stream);
+  if (form == DecodeForm::kWide) return launch<Kernel<DecodeWideTiles>>(p, rules, stream);
+  if (form == DecodeForm::kWideCluster) return launch<Kernel<DecodeWideClusterTiles>>(p, rules, stream);
+  if constexpr (DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
     if (form == DecodeForm::kCluster) return launch<Kernel<DecodeClusterTiles>>(p, rules, stream);
-    if (form == DecodeForm::kWideCluster) return launch<Kernel<DecodeWideClusterTiles>>(p, rules, stream);
   }
   return launch<Kernel<DecodeTiles>>(p, rules, stream);
 }

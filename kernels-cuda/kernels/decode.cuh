@@ -31,12 +31,12 @@ struct DecodeTiles<256> : DecodeDefaults {
   static constexpr int kStages = 3;
 };
 
-// The forms below are for compute capability 9.0, see choose_decode_form(). They have run at a head dimension of 128 alone.
+// The forms below are for compute capability 9.0, see choose_decode_form().
 template <int kHeadDimension>
 struct DecodeWideTiles : DecodeTiles<kHeadDimension> {
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = kHeadDimension == 256 ? 4 : 8;  // as many as a multiprocessor has memory for
   static constexpr SplitRule kSplits{1, 128, 0x7fffffff, false};
-  static constexpr bool kUsed = kHeadDimension == 128;
+  static constexpr bool kStartsEarly = true;
 };
 
 template <int kHeadDimension>
@@ -44,12 +44,12 @@ struct DecodeClusterTiles : DecodeTiles<kHeadDimension> {
   static constexpr Combining kCombining = Combining::kCluster;
   static constexpr SplitRule kSplits{2, 64, 16, true};
   static constexpr bool kStartsEarly = true;
-  static constexpr bool kUsed = kHeadDimension == 128;
+  static constexpr bool kUsed = kHeadDimension < 256;  // where a multiprocessor holds two
 };
 
 template <int kHeadDimension>
 struct DecodeWideClusterTiles : DecodeClusterTiles<kHeadDimension> {
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = DecodeWideTiles<kHeadDimension>::kWarps;
   static constexpr SplitRule kSplits{1, 128, 8, true};
 };
 

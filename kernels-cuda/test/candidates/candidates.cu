@@ -6,7 +6,9 @@ const std::vector<Candidate> &candidates() {
   static const auto all = [] {
     std::vector<Candidate> made;
     add_ampere_candidates<__half, 256>(made);
+    add_decode_candidates<__half, 64>(made);
     add_decode_candidates<__half, 128>(made);
+    add_decode_candidates<__half, 256>(made);
     return made;
   }();
   return all;

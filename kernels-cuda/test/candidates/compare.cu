@@ -92,7 +92,7 @@ std::vector<Column> columns_of(const ortflash::Candidate &c) {
   };
   if (c.kernel == ORTFLASH_DECODE) {
     for (const int keys : {1024, 4096, 8192, 16384, 65536})
-      columns.push_back({std::to_string(keys) + " keys", {c.element, 1, 32, 8, 1, keys, 128, false, 0, Clock::kGraph}});
+      columns.push_back({std::to_string(keys) + " keys", {c.element, 1, 32, 8, 1, keys, c.head_dimension, false, 0, Clock::kGraph}});
   } else if (is_for_bias(c)) {
     add(4096, false, 1);
     add(4096, false, 2);

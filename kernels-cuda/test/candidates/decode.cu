@@ -12,14 +12,18 @@ struct Plain : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {};
 struct Fine : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {
   static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false, 16};
 };
-struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {};
-// The same, launched while the kernel before them ends.
+// The kernel of long caches as it was: not before the kernel in front of it has ended.
+struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {
+  static constexpr bool kStartsEarly = false;
+};
+// Launched while the kernel before them ends.
 template <typename Tiles>
 struct Early : Tiles {
   static constexpr bool kStartsEarly = true;
 };
-// The kernel that the wide cluster was chosen over for few keys.
+// Those that the table has for few keys, at all lengths.
 struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
+struct WideCluster : DecodeWideClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
 
 template <typename Tiles>
 Candidate decode(const char *name) {
@@ -38,11 +42,11 @@ template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
   all.push_back(decode<Plain>("workspace"));
   all.push_back(decode<Fine>("splits by the tile"));
-  all.push_back(decode<Wide>("8 warps"));
+  all.push_back(decode<Wide>("one block a multiprocessor"));
   all.push_back(decode<Early<Plain>>("workspace, started early"));
   all.push_back(decode<Early<Fine>>("splits by the tile, started early"));
-  all.push_back(decode<Early<Wide>>("8 warps, started early"));
-  all.push_back(decode<Cluster>("cluster"));
+  all.push_back(decode<WideCluster>("wide cluster"));
+  if constexpr (Cluster::kUsed) all.push_back(decode<Cluster>("cluster"));
 }
 
 }  // namespace ortflash
