@@ -29,7 +29,7 @@ struct Plan {
   bool hopper;       // the device is of compute capability 9.0
   DecodeForm form;   // decode
   bool tallied;      // decode: the last of a row's blocks puts its splits together
-  bool small;        // it has too little shared memory for the Ampere kernel's own tiles
+  bool small;        // tiles of fewer queries, see is_small()
   int multiprocessors;
   AttentionParams params;
   // Byte offsets into workspace.
@@ -93,7 +93,9 @@ static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
-static_assert(sizeof(Float32Kernel<128>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<64, 4, true>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<128, 4, true>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<256, 4, true>::Shared) <= kLeastShared);
 static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
 // Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
@@ -105,8 +107,10 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
     case ORTFLASH_SCALAR:
       return kScalarWarps * p.value_dimension * static_cast<int>(sizeof(float));
     case ORTFLASH_FLOAT32_TILED:
-      return by_tile(sizeof(Float32Kernel<64>::Shared), sizeof(Float32Kernel<128>::Shared),
-                     sizeof(Float32Kernel<256>::Shared));
+      return small ? by_tile(sizeof(Float32Kernel<64, 4, true>::Shared), sizeof(Float32Kernel<128, 4, true>::Shared),
+                             sizeof(Float32Kernel<256, 4, true>::Shared))
+                   : by_tile(sizeof(Float32Kernel<64, 8, true>::Shared), sizeof(Float32Kernel<128, 8, true>::Shared),
+                             sizeof(Float32Kernel<256, 8, true>::Shared));
     case ORTFLASH_TF32:
       return by_tile(sizeof(Tf32Kernel<64, false>::Shared), sizeof(Tf32Kernel<128, false>::Shared),
                      sizeof(Tf32Kernel<256, false>::Shared));
@@ -334,6 +338,18 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   p.tally_tag = next_tag();
 }
 
+// Whether the kernel's tiles have half their queries: where the device has no memory for more, or, in float32, whose blocks
+// are long, where more would leave multiprocessors with one block in place of two.
+bool is_small(const Plan &plan, const Device &device) {
+  const AttentionParams &p = plan.params;
+  if (shared_bytes(plan.kernel, p, false) > device.shared_bytes) return true;
+  const int rows = plan.tile == 64    ? Float32Kernel<64, 8, true>::kRows
+                   : plan.tile == 128 ? Float32Kernel<128, 8, true>::kRows
+                                      : Float32Kernel<256, 8, true>::kRows;
+  return plan.kernel == ORTFLASH_FLOAT32_TILED &&
+         divide_up(p.queries, rows) * p.batch * p.query_heads < 2 * int64_t{device.multiprocessors};
+}
+
 bool serves(const Candidate &candidate, const OrtFlashAttention &c, const Plan &plan) {
   return candidate.element == c.element && candidate.head_dimension == plan.tile &&
          candidate.serves(plan.params, plan.rules);
@@ -357,7 +373,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
   if (!fits(plan.kernel, c, plan.params, device)) return "the device's blocks have too little shared memory";
   plan.tile = tile_of(plan.params);
-  plan.small = shared_bytes(ORTFLASH_AMPERE, plan.params, false) > device.shared_bytes;
+  plan.small = is_small(plan, device);
   if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
   plan_order(c, device, plan);
   plan_splits(c, device, plan);
@@ -402,9 +418,9 @@ cudaError_t launch_float(const Plan &plan, cudaStream_t stream) {
            : plan.tile == 128 ? launch_tf32<128>(p, plan.rules, stream)
                               : launch_tf32<256>(p, plan.rules, stream);
   }
-  return plan.tile == 64    ? launch_float32<64>(p, stream)
-         : plan.tile == 128 ? launch_float32<128>(p, stream)
-                            : launch_float32<256>(p, stream);
+  return plan.tile == 64    ? launch_float32<64>(p, plan.rules, plan.small, stream)
+         : plan.tile == 128 ? launch_float32<128>(p, plan.rules, plan.small, stream)
+                            : launch_float32<256>(p, plan.rules, plan.small, stream);
 }
 
 }  // namespace

@@ -2,16 +2,28 @@
 #include "launch.h"
 
 namespace ortflash {
+namespace {
 
-template <int kHeadDimension>
-cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream) {
-  using Kernel = Float32Kernel<kHeadDimension>;
+template <typename Kernel>
+cudaError_t launch_kernel(const AttentionParams &p, cudaStream_t stream) {
   const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
-  return start(float32_attention<kHeadDimension>, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
+  return start(float32_attention<Kernel>, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
 }
 
-template cudaError_t launch_float32<64>(const AttentionParams &, cudaStream_t);
-template cudaError_t launch_float32<128>(const AttentionParams &, cudaStream_t);
-template cudaError_t launch_float32<256>(const AttentionParams &, cudaStream_t);
+}  // namespace
+
+template <int kHeadDimension>
+cudaError_t launch_float32(const AttentionParams &p, bool rules, bool small, cudaStream_t stream) {
+  if (small) {
+    return rules ? launch_kernel<Float32Kernel<kHeadDimension, 4, true>>(p, stream)
+                 : launch_kernel<Float32Kernel<kHeadDimension, 4, false>>(p, stream);
+  }
+  return rules ? launch_kernel<Float32Kernel<kHeadDimension, 8, true>>(p, stream)
+               : launch_kernel<Float32Kernel<kHeadDimension, 8, false>>(p, stream);
+}
+
+template cudaError_t launch_float32<64>(const AttentionParams &, bool, bool, cudaStream_t);
+template cudaError_t launch_float32<128>(const AttentionParams &, bool, bool, cudaStream_t);
+template cudaError_t launch_float32<256>(const AttentionParams &, bool, bool, cudaStream_t);
 
 }  // namespace ortflash

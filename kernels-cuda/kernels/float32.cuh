@@ -1,167 +1,435 @@
-// FlashAttention in float32 on the ordinary arithmetic units: 64 queries a block, 32 keys a step. 256 threads as 16 × 16:
-// thread (y, x) holds rows 4y..4y+3 of scores and output; of the scores keys x and x + 16, of the output columns
-// 64c + 4x..64c + 4x + 3.
+// FlashAttention-2 (Dao 2023, section 3) in float32 on the ordinary arithmetic units. They are bound by what they read: a number
+// from shared memory comes to 32 lanes a clock, multiply-adds to 128. So each lane holds scores of 8 queries × 8 keys and outputs
+// of 8 × 8 columns, and each number it reads serves 8 multiply-adds; operands come from shared memory one step ahead. As many
+// warps as a row of the output has times 64 columns share their queries: of both products each has its own 64 columns, so
+// that they exchange rows' maxima and, by shared memory, weights. Keys and values come in chunks of 16 KiB, the next while one
+// is computed with.
 #pragma once
 #include "softmax.cuh"
 
 namespace ortflash {
 
-template <int kHeadDimension>
+// kOwnRows: queries a lane; 4 in place of 8 makes blocks half as long, for calls with few of them.
+template <int kHeadDimension_, int kOwnRows_, bool kRules_>
 struct Float32Kernel {
-  static constexpr int kRows = 64, kKeys = 32, kThreads = 256, kChunks = kHeadDimension / 64;
-  static constexpr int kPitch = kHeadDimension + 4;  // of a row in shared memory, against bank conflicts
+  static constexpr int kHeadDimension = kHeadDimension_, kOwnRows = kOwnRows_;
+  static constexpr bool kRules = kRules_;
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+  // A warp's lanes are 4 × 8: lane (y, x) has queries y + 4·r, and of the warp's 64 keys x + 8·j, columns 4x + 32·c.
+  static constexpr int kAcross = 8, kDown = 4, kOwnKeys = 8, kOwnQuads = 2;
+  static constexpr int kWarpRows = kDown * kOwnRows;
+  // Warps that share queries, and keys of a step.
+  static constexpr int kSharing = kHeadDimension / 64, kKeys = 64 * kSharing, kRows = kWarps / kSharing * kWarpRows;
+  // Chunks: all keys of a step and kDepth of their dimensions; kValues of its values.
+  static constexpr int kChunkFloats = 4096, kDepth = kChunkFloats / kKeys, kValues = kChunkFloats / kHeadDimension;
+  static constexpr int kKeyChunks = kHeadDimension / kDepth, kValueChunks = kKeys / kValues;
+  static constexpr int kChunks = kKeyChunks + kValueChunks;
   struct Shared {
-    float query[kRows][kPitch], key[kKeys][kPitch], value[kKeys][kPitch], weights[kRows][kKeys + 1];
+    float query[kRows * kHeadDimension], weights[kRows * kKeys], chunk[2][kChunkFloats];
+    float row[kWarps][kWarpRows];  // maxima or sums of each warp's rows
   };
 };
 
-// Rows of a strided matrix → shared memory; zeros outside.
-template <int kRows, int kHeadDimension, int kPitch, int kThreads>
-__device__ inline void load_rows(float (&tile)[kRows][kPitch], const float *matrix, const OrtFlashTensor &t,
-                                 int first_row, int row_limit, int column_limit, bool wide) {
+// Where quad `quad` of a row begins in a tile with kQuads quads a row. Exclusive or with the row's number keeps lanes that
+// read the same quad of neighbouring rows in different banks.
+template <int kQuads>
+__device__ inline int swizzled(int row, int quad) {
+  return 4 * (row * kQuads + (quad ^ (kQuads >= 8 ? row & 7 : row / 2 & 3)));
+}
+
+__device__ inline float4 load_quad(const float *from) { return *reinterpret_cast<const float4 *>(from); }
+
+// A thread's place. Lanes that differ in their lowest bit share keys, in the next one queries: reads of either kind then find the
+// same number in neighbouring lanes, which costs one access of shared memory for both.
+template <typename Kernel>
+struct ThreadPlace {
+  int warp, x, y;
+  int first_row;  // of the block's queries
+  int part;       // which 64 of a step's keys, and of the columns
+
+  __device__ ThreadPlace() {
+    const int lane = lane_id();
+    warp = threadIdx.x / 32;
+    x = lane / 2 % Kernel::kAcross;
+    y = lane % 2 + lane / (2 * Kernel::kAcross) * 2;
+    first_row = warp / Kernel::kSharing * Kernel::kWarpRows;
+    part = warp % Kernel::kSharing;
+  }
+
+  __device__ int row(int r) const { return first_row + y + Kernel::kDown * r; }
+  __device__ int key(int j) const { return 64 * part + x + Kernel::kAcross * j; }
+  __device__ int column(int c) const { return 64 * part + 4 * (x + Kernel::kAcross * c); }
+  // Where a row's weights of its keys begin: side by side, so that four are written at once.
+  __device__ int weights() const { return 64 * part + Kernel::kOwnKeys * x; }
+};
+
+// A quad of a strided matrix → shared memory, in the background where rows allow it; zeros outside.
+__device__ inline void fetch_quad(float *to, const float *matrix, const OrtFlashTensor &t, int row, int column, int row_limit,
+                                  int column_limit, bool wide) {
   if (wide) {
-    for (int i = threadIdx.x; i < kRows * kHeadDimension / 4; i += kThreads) {
-      const int row = i / (kHeadDimension / 4), column = i % (kHeadDimension / 4) * 4;
-      float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (first_row + row < row_limit && column < column_limit)
-        four = *reinterpret_cast<const float4 *>(matrix + (first_row + row) * t.sequence + column);
-      *reinterpret_cast<float4 *>(&tile[row][column]) = four;
-    }
+    const bool take = row < row_limit && column < column_limit;
+    ptx::copy_async_16(ptx::shared_address(to), take ? matrix + row * t.sequence + column : matrix, take);
     return;
   }
-  const bool along_rows = t.sequence == 1 && t.dimension != 1;
-  for (int i = threadIdx.x; i < kRows * kHeadDimension; i += kThreads) {
-    const int row = along_rows ? i % kRows : i / kHeadDimension, column = along_rows ? i / kRows : i % kHeadDimension;
-    const bool take = first_row + row < row_limit && column < column_limit;
-    tile[row][column] = take ? matrix[(first_row + row) * t.sequence + column * t.dimension] : 0.0f;
+  float four[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const bool take = row < row_limit && column + e < column_limit;
+    four[e] = take ? matrix[row * t.sequence + (column + e) * t.dimension] : 0.0f;
+  }
+  *reinterpret_cast<float4 *>(to) = make_float4(four[0], four[1], four[2], four[3]);
+}
+
+// kRows × kQuads quads of a matrix from (row_of(n), first_column) on → a tile.
+template <typename Kernel, int kRows, int kQuads, bool kSwizzled, typename RowOf>
+__device__ inline void fetch_tile(float *tile, const float *matrix, const OrtFlashTensor &t, const RowOf &row_of,
+                                  int first_column, int row_limit, int column_limit, bool wide) {
+#pragma unroll 4
+  for (int n = threadIdx.x; n < kRows * kQuads; n += Kernel::kThreads) {
+    const int row = n / kQuads, quad = n % kQuads;
+    fetch_quad(tile + (kSwizzled ? swizzled<kQuads>(row, quad) : 4 * n), matrix, t, row_of(row), first_column + 4 * quad,
+               row_limit, column_limit, wide);
   }
 }
 
-template <typename Combine>
-__device__ inline float reduce_row(float x, Combine combine) {
-#pragma unroll
-  for (int lane = 8; lane > 0; lane /= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, lane));
-  return x;
-}
+template <typename Kernel>
+using OwnScores = float[Kernel::kOwnRows][Kernel::kOwnKeys];
+template <typename Kernel>
+using OwnOutputs = float[Kernel::kOwnRows][Kernel::kOwnQuads][4];
 
-template <int kHeadDimension>
-__global__ void __launch_bounds__(256) float32_attention(const __grid_constant__ AttentionParams p) {
-  using Kernel = Float32Kernel<kHeadDimension>;
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto &shared = *reinterpret_cast<typename Kernel::Shared *>(memory);
-  const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows;
-  const int first_query = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * Kernel::kRows;
-  const int h = blockIdx.x / tiles % p.query_heads, b = blockIdx.x / tiles / p.query_heads;
-  const int key_head = h / p.heads_per_key;
-  const int y = threadIdx.x / 16, x = threadIdx.x % 16;
-  auto base = [&](const OrtFlashTensor &t, int head) {
-    return static_cast<float *>(t.data) + b * t.batch + head * t.head;
-  };
-  const float *keys = base(p.key, key_head), *values = base(p.value, key_head);
-  const Visibility visibility(p, b);
-  const KeyRange visit = visibility.to_visit(p, first_query, min(first_query + Kernel::kRows, p.queries) - 1);
-  const int readable = visibility.readable_values(p);
+// S += Q·Kᵀ over one chunk's dimensions.
+template <typename Kernel>
+struct QueryKeyProduct {
+  static constexpr int kQueryQuads = Kernel::kHeadDimension / 4, kKeyQuads = Kernel::kDepth / 4;
+  const float *query, *chunk;
+  const ThreadPlace<Kernel> &place;
+  int first_quad;  // of the chunk, in the queries
 
-  KeyRange visible[4];
-  int64_t mask_row[4];
+  __device__ void load_queries(float4 (&q)[Kernel::kOwnRows], int quad) const {
 #pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    const int i = min(first_query + 4 * y + r, p.queries - 1);
-    visible[r] = visibility.of(i);
-    mask_row[r] = mask_row_of(p, b, h, i);
+    for (int r = 0; r < Kernel::kOwnRows; ++r) q[r] = load_quad(query + swizzled<kQueryQuads>(place.row(r), first_quad + quad));
   }
-  float maximum[4], sum[4] = {}, output[4][Kernel::kChunks][4] = {};
-#pragma unroll
-  for (int r = 0; r < 4; ++r) maximum[r] = kMinusInfinity;
 
-  constexpr int kPitch = Kernel::kPitch, kThreads = Kernel::kThreads;
-  load_rows<Kernel::kRows, kHeadDimension, kPitch, kThreads>(shared.query, base(p.query, h), p.query, first_query,
-                                                             p.queries, p.head_dimension, p.wide_loads);
-  for (int first_key = visit.begin; first_key < visit.end; first_key += Kernel::kKeys) {
-    __syncthreads();
-    load_rows<Kernel::kKeys, kHeadDimension, kPitch, kThreads>(shared.key, keys, p.key, first_key, p.keys,
-                                                               p.head_dimension, p.wide_loads);
-    load_rows<Kernel::kKeys, kHeadDimension, kPitch, kThreads>(shared.value, values, p.value, first_key, readable,
-                                                               p.value_dimension, p.wide_loads);
-    __syncthreads();
-    float score[4][2] = {};
-#pragma unroll 4
-    for (int d = 0; d < kHeadDimension; d += 4) {
-      const float4 k0 = *reinterpret_cast<const float4 *>(&shared.key[x][d]);
-      const float4 k1 = *reinterpret_cast<const float4 *>(&shared.key[x + 16][d]);
+  __device__ float4 load_key(int j, int quad) const { return load_quad(chunk + swizzled<kKeyQuads>(place.key(j), quad)); }
+
+  // With the queries' quad here and, beside it, the next one on its way.
+  __device__ void multiply(OwnScores<Kernel> &scores, const float4 (&q)[Kernel::kOwnRows], float4 (&next)[Kernel::kOwnRows],
+                           int quad) const {
+    float4 k = load_key(0, quad);
+    load_queries(next, quad + 1 < kKeyQuads ? quad + 1 : quad);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const float4 q = *reinterpret_cast<const float4 *>(&shared.query[4 * y + r][d]);
-        score[r][0] += q.x * k0.x + q.y * k0.y + q.z * k0.z + q.w * k0.w;
-        score[r][1] += q.x * k1.x + q.y * k1.y + q.z * k1.z + q.w * k1.w;
-      }
+    for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+      const float4 following = load_key(j + 1 < Kernel::kOwnKeys ? j + 1 : j, quad);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].x, k.x, scores[r][j]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].y, k.y, scores[r][j]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].z, k.z, scores[r][j]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].w, k.w, scores[r][j]);
+      k = following;
     }
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int key = first_key + x + 16 * c;
-        score[r][c] = key < p.keys ? ruled_score<float>(p, visible[r], mask_row[r], key, score[r][c]) : kMinusInfinity;
-      }
-      const float highest = fmaxf(maximum[r], reduce_row(fmaxf(score[r][0], score[r][1]),
-                                                         [](float a, float c) { return fmaxf(a, c); }));
-      const float origin = highest == kMinusInfinity ? 0.0f : highest;
-      const float rescale = weight_of(maximum[r] - origin);
-      maximum[r] = highest;
-      sum[r] *= rescale;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float weight = weight_of(score[r][c] - origin);
-        sum[r] += weight;
-        shared.weights[4 * y + r][x + 16 * c] = weight;
-      }
-#pragma unroll
-      for (int c = 0; c < Kernel::kChunks; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) output[r][c][e] *= rescale;
-      }
+  }
+
+  __device__ void add_to(OwnScores<Kernel> &scores) const {
+    float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
+    load_queries(even, 0);
+#pragma unroll 1
+    for (int quad = 0; quad < kKeyQuads; quad += 2) {
+      multiply(scores, even, odd, quad);
+      multiply(scores, odd, even, quad + 1);
     }
-    __syncwarp();  // a row of weights is written and read by the same half of a warp
-#pragma unroll 4
-    for (int key = 0; key < Kernel::kKeys; ++key) {
+  }
+};
+
+// O += P·V over one chunk's keys.
+template <typename Kernel>
+struct WeightValueProduct {
+  const float *weights, *chunk;
+  const ThreadPlace<Kernel> &place;
+  int first_quad;  // of the chunk, in a row of weights
+
+  __device__ void load_weights(float4 (&w)[Kernel::kOwnRows], int quad) const {
 #pragma unroll
-      for (int c = 0; c < Kernel::kChunks; ++c) {
-        const float4 v = *reinterpret_cast<const float4 *>(&shared.value[key][64 * c + 4 * x]);
+    for (int r = 0; r < Kernel::kOwnRows; ++r)
+      w[r] = load_quad(weights + swizzled<Kernel::kKeys / 4>(place.row(r), first_quad + quad));
+  }
+
+  __device__ void multiply(OwnOutputs<Kernel> &output, const float4 (&w)[Kernel::kOwnRows], float4 (&next)[Kernel::kOwnRows],
+                           int quad) const {
+    load_weights(next, 4 * quad + 4 < Kernel::kValues ? quad + 1 : quad);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const float weight = shared.weights[4 * y + r][key];
-          output[r][c][0] += weight * v.x;
-          output[r][c][1] += weight * v.y;
-          output[r][c][2] += weight * v.z;
-          output[r][c][3] += weight * v.w;
+    for (int e = 0; e < 4; ++e) {
+#pragma unroll
+      for (int c = 0; c < Kernel::kOwnQuads; ++c) {
+        const float4 v = load_quad(chunk + (4 * quad + e) * Kernel::kHeadDimension + place.column(c));
+#pragma unroll
+        for (int r = 0; r < Kernel::kOwnRows; ++r) {
+          const float weight = e == 0 ? w[r].x : e == 1 ? w[r].y : e == 2 ? w[r].z : w[r].w;
+          output[r][c][0] = fmaf(weight, v.x, output[r][c][0]);
+          output[r][c][1] = fmaf(weight, v.y, output[r][c][1]);
+          output[r][c][2] = fmaf(weight, v.z, output[r][c][2]);
+          output[r][c][3] = fmaf(weight, v.w, output[r][c][3]);
         }
       }
     }
   }
 
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    const int i = first_query + 4 * y + r;
-    // finish() adds up a quad; a row lies over four of them.
-    RowSoftmax<true> softmax;
-    softmax.maximum[0] = maximum[r];
-    softmax.sum[0] = 0.25f * reduce_row(sum[r], [](float a, float c) { return a + c; });
-    float lse;
-    const float factor = softmax.finish(0, 1.0f, sink_logit<float>(p, h), lse);
-    if (i >= p.queries) continue;
-    if (p.log_sum_exp && x == 0) {
-      p.log_sum_exp[(static_cast<int64_t>(b) * p.query_heads + h) * p.queries + i] = lse;
+  __device__ void add_to(OwnOutputs<Kernel> &output) const {
+    float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
+    load_weights(even, 0);
+#pragma unroll 1
+    for (int quad = 0; quad < Kernel::kValues / 4; quad += 2) {
+      multiply(output, even, odd, quad);
+      multiply(output, odd, even, quad + 1);
     }
-    float *row = base(p.output, h) + i * p.output.sequence;
+  }
+};
+
+// Each row's value of all lanes that share its queries, combined: lane x ends up with that of row x mod kOwnRows, at the
+// price of kOwnRows − 1 exchanges and not three for each row.
+template <typename Kernel, typename Combine>
+__device__ inline float reduce_rows(float (&value)[Kernel::kOwnRows], const ThreadPlace<Kernel> &place,
+                                    const Combine &combine) {
 #pragma unroll
-    for (int c = 0; c < Kernel::kChunks; ++c) {
+  for (int half = Kernel::kOwnRows / 2; half > 0; half /= 2) {
+    const bool upper = place.x & half;
+#pragma unroll
+    for (int r = 0; r < half; ++r) {
+      const float other = __shfl_xor_sync(0xffffffffu, upper ? value[r] : value[r + half], 2 * half);
+      value[r] = combine(upper ? value[r + half] : value[r], other);
+    }
+  }
+#pragma unroll
+  for (int step = Kernel::kOwnRows; step < Kernel::kAcross; step *= 2)
+    value[0] = combine(value[0], __shfl_xor_sync(0xffffffffu, value[0], 2 * step));
+  return value[0];
+}
+
+// The number of row r, which lane x = r has.
+template <typename Kernel>
+__device__ inline float of_row(float value, int r) {
+  return __shfl_sync(0xffffffffu, value, (lane_id() & ~(2 * Kernel::kAcross - 2)) + 2 * r);
+}
+
+// A number of the lane's row, combined over the warps that share it. Every thread of the block takes part.
+template <typename Kernel, typename Combine>
+__device__ inline float combine_warps(float value, typename Kernel::Shared &shared, const ThreadPlace<Kernel> &place,
+                                      const Combine &combine) {
+  if constexpr (Kernel::kSharing > 1) {
+    const int row = place.y + Kernel::kDown * (place.x % Kernel::kOwnRows), first = place.warp - place.part;
+    if (place.x < Kernel::kOwnRows) shared.row[place.warp][row] = value;
+    __syncthreads();
+#pragma unroll
+    for (int w = 1; w < Kernel::kSharing; ++w)
+      value = combine(value, shared.row[first + (place.part + w) % Kernel::kSharing][row]);
+  }
+  return value;
+}
+
+// Raw scores → scores as the softmax takes them.
+template <typename Kernel>
+__device__ inline void apply_rules(OwnScores<Kernel> &scores, const AttentionParams &p, const Visibility &visibility, int batch,
+                                   int head, int first_query, int first_key, const ThreadPlace<Kernel> &place) {
+#pragma unroll
+  for (int r = 0; r < Kernel::kOwnRows; ++r) {
+    const int query = min(first_query + place.row(r), p.queries - 1);
+    const KeyRange visible = visibility.of(query);
+    const int64_t mask_row = Kernel::kRules ? mask_row_of(p, batch, head, query) : 0;
+#pragma unroll
+    for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+      const int key = first_key + place.key(j);
+      float &score = scores[r][j];
+      if constexpr (Kernel::kRules) score = key < p.keys ? ruled_score<float>(p, visible, mask_row, key, score) : kMinusInfinity;
+      else if (key < visible.begin || key >= visible.end) score = kMinusInfinity;
+    }
+  }
+}
+
+// The largest score of the lane's row, see reduce_rows().
+template <typename Kernel>
+__device__ inline float highest_score(const OwnScores<Kernel> &scores, const ThreadPlace<Kernel> &place) {
+  float highest[Kernel::kOwnRows];
+#pragma unroll
+  for (int r = 0; r < Kernel::kOwnRows; ++r) {
+    highest[r] = scores[r][0];
+#pragma unroll
+    for (int j = 1; j < Kernel::kOwnKeys; ++j) highest[r] = fmaxf(highest[r], scores[r][j]);
+  }
+  return reduce_rows<Kernel>(highest, place, [](float a, float b) { return fmaxf(a, b); });
+}
+
+// Maximum of the lane's row, as all warps that share it have it, and sum over this warp's keys.
+template <typename Kernel>
+struct Softmax {
+  float maximum = kMinusInfinity, sum = 0.0f;
+
+  // Scores → weights in shared memory; outputs so far are brought to the new maximum.
+  __device__ void update(float highest, OwnScores<Kernel> &scores, OwnOutputs<Kernel> &output, float *weights, float scale,
+                         const ThreadPlace<Kernel> &place) {
+    const float factor = Kernel::kRules ? kLog2E : scale * kLog2E;
+    const float origin = highest == kMinusInfinity ? 0.0f : highest;
+    const float rescale = ptx::exp2((maximum - origin) * factor);
+    const bool grows = __any_sync(0xffffffffu, highest > maximum);
+    maximum = highest;
+    float part[Kernel::kOwnRows];
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) {
+      const float start = of_row<Kernel>(origin, r), base = start * factor;
+      part[r] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+        float &score = scores[r][j];
+        score = ptx::exp2(Kernel::kRules ? (score - start) * factor : fmaf(score, factor, -base));
+        part[r] += score;
+      }
+#pragma unroll
+      for (int j = 0; j < Kernel::kOwnKeys; j += 4) {
+        float *four = weights + swizzled<Kernel::kKeys / 4>(place.row(r), (place.weights() + j) / 4);
+        *reinterpret_cast<float4 *>(four) = make_float4(scores[r][j], scores[r][j + 1], scores[r][j + 2], scores[r][j + 3]);
+      }
+      if (!grows) continue;
+      const float shrink = of_row<Kernel>(rescale, r);
+#pragma unroll
+      for (int c = 0; c < Kernel::kOwnQuads; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) output[r][c][e] *= shrink;
+      }
+    }
+    sum = sum * rescale + reduce_rows<Kernel>(part, place, [](float a, float b) { return a + b; });
+  }
+};
+
+// Divides the lane's rows by their sums and writes them, with the logarithms of the sums.
+template <typename Kernel>
+__device__ inline void write_rows(const AttentionParams &p, const OwnOutputs<Kernel> &output, float maximum, float sum,
+                                  int batch, int head, int first_query, const ThreadPlace<Kernel> &place) {
+  const bool natural = Kernel::kRules || maximum == kMinusInfinity;
+  float lse;
+  const float own = finish_row(natural ? maximum : maximum * p.scale, sum, sink_logit<float>(p, head), lse);
+  const int own_query = first_query + place.row(place.x % Kernel::kOwnRows);
+  if (p.log_sum_exp && place.part == 0 && place.x < Kernel::kOwnRows && own_query < p.queries)
+    p.log_sum_exp[(static_cast<int64_t>(batch) * p.query_heads + head) * p.queries + own_query] = lse;
+  float *matrix = static_cast<float *>(p.output.data) + batch * p.output.batch + head * p.output.head;
+#pragma unroll
+  for (int r = 0; r < Kernel::kOwnRows; ++r) {
+    const float factor = of_row<Kernel>(own, r);
+    const int query = first_query + place.row(r);
+    if (query >= p.queries) continue;
+    float *row = matrix + query * p.output.sequence;
+#pragma unroll
+    for (int c = 0; c < Kernel::kOwnQuads; ++c) {
+      const int column = place.column(c);
+      const float(&o)[4] = output[r][c];
+      if (p.wide_stores) {
+        if (column < p.value_dimension)
+          *reinterpret_cast<float4 *>(row + column) =
+              make_float4(o[0] * factor, o[1] * factor, o[2] * factor, o[3] * factor);
+        continue;
+      }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int column = 64 * c + 4 * x + e;
-        if (column < p.value_dimension) row[column * p.output.dimension] = output[r][c][e] * factor;
+        if (column + e < p.value_dimension) row[(column + e) * p.output.dimension] = o[e] * factor;
       }
     }
   }
+}
+
+// Brings what a block computes with to shared memory.
+template <typename Kernel>
+struct Fetch {
+  const AttentionParams &p;
+  const float *keys, *values;
+  int readable;  // values from here on are zeros
+
+  __device__ void chunk(float *to, int first_key, int number) const {
+    if (number < Kernel::kKeyChunks) {
+      fetch_tile<Kernel, Kernel::kKeys, Kernel::kDepth / 4, true>(
+          to, keys, p.key, [&](int n) { return first_key + n; }, number * Kernel::kDepth, p.keys, p.head_dimension,
+          p.wide_loads);
+    } else {
+      // In the order of the weights' places, of which part, x and j are the digits.
+      const int first = (number - Kernel::kKeyChunks) * Kernel::kValues;
+      const auto key_at = [&](int n) {
+        const int at = first + n;
+        return first_key + at / 64 * 64 + at % 64 / Kernel::kOwnKeys + at % Kernel::kOwnKeys * Kernel::kAcross;
+      };
+      fetch_tile<Kernel, Kernel::kValues, Kernel::kHeadDimension / 4, false>(to, values, p.value, key_at, 0, readable,
+                                                                             p.value_dimension, p.wide_loads);
+    }
+    ptx::copy_async_commit();
+  }
+
+  __device__ void queries(float *to, const float *from, int first_query) const {
+    fetch_tile<Kernel, Kernel::kRows, Kernel::kHeadDimension / 4, true>(
+        to, from, p.query, [&](int n) { return first_query + n; }, 0, p.queries, p.head_dimension, p.wide_loads);
+  }
+};
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kOwnRows == 8 ? 2 : 3)
+    float32_attention(const __grid_constant__ AttentionParams p) {
+  constexpr int kKeys = Kernel::kKeys, kRows = Kernel::kRows, kKeyChunks = Kernel::kKeyChunks;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto &shared = *reinterpret_cast<typename Kernel::Shared *>(memory);
+  const int tiles = (p.queries + kRows - 1) / kRows;
+  const int first_query = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * kRows;  // causal: the longest first
+  const int head = blockIdx.x / tiles % p.query_heads, batch = blockIdx.x / tiles / p.query_heads;
+  const int key_head = head / p.heads_per_key;
+  auto base = [&](const OrtFlashTensor &t, int h) {
+    return static_cast<const float *>(t.data) + batch * t.batch + h * t.head;
+  };
+  const Visibility visibility(p, batch);
+  const KeyRange visit = visibility.to_visit(p, first_query, min(first_query + kRows, p.queries) - 1);
+  const Fetch<Kernel> fetch{p, base(p.key, key_head), base(p.value, key_head), visibility.readable_values(p)};
+  const ThreadPlace<Kernel> place;
+  // What the warp's first and last query see.
+  const int warp_query = first_query + place.first_row;
+  const KeyRange top = visibility.of(warp_query);
+  const KeyRange bottom = visibility.of(min(warp_query + Kernel::kWarpRows, p.queries) - 1);
+
+  Softmax<Kernel> softmax;
+  OwnOutputs<Kernel> output = {};
+  const int begin = visit.begin / kKeys * kKeys;
+  if (begin < visit.end) {
+    fetch.queries(shared.query, base(p.query, head), first_query);
+    fetch.chunk(shared.chunk[0], begin, 0);
+  }
+  for (int first_key = begin; first_key < visit.end; first_key += kKeys) {
+    const bool some = p.visit_all_keys || (top.begin < first_key + kKeys && bottom.end > first_key);
+    const bool all = bottom.begin <= first_key && top.end >= first_key + kKeys;
+    // The chunk, as soon as it is there and no warp computes with the one before any more; the next is asked for.
+    auto next = [&](int n) -> const float * {
+      ptx::copy_async_wait<0>();
+      __syncthreads();
+      const bool last = n + 1 == Kernel::kChunks;
+      if (!last || first_key + kKeys < visit.end)
+        fetch.chunk(shared.chunk[(n + 1) % 2], last ? first_key + kKeys : first_key, last ? 0 : n + 1);
+      return shared.chunk[n % 2];
+    };
+    OwnScores<Kernel> scores = {};
+#pragma unroll 1
+    for (int n = 0; n < kKeyChunks; ++n) {
+      const float *chunk = next(n);
+      if (some) QueryKeyProduct<Kernel>{shared.query, chunk, place, n * Kernel::kDepth / 4}.add_to(scores);
+    }
+    float highest = softmax.maximum;
+    if (some) {
+      if (Kernel::kRules || !all)
+        apply_rules<Kernel>(scores, p, visibility, batch, head, first_query, first_key, place);
+      highest = fmaxf(highest, highest_score<Kernel>(scores, place));
+    }
+    highest = combine_warps<Kernel>(highest, shared, place, [](float a, float b) { return fmaxf(a, b); });
+    if (some) softmax.update(highest, scores, output, shared.weights, p.scale, place);
+#pragma unroll 1
+    for (int n = 0; n < Kernel::kValueChunks; ++n) {
+      const float *chunk = next(kKeyChunks + n);
+      if (some) WeightValueProduct<Kernel>{shared.weights, chunk, place, n * Kernel::kValues / 4}.add_to(output);
+    }
+  }
+  const float sum = combine_warps<Kernel>(softmax.sum, shared, place, [](float a, float b) { return a + b; });
+  write_rows<Kernel>(p, output, softmax.maximum, sum, batch, head, first_query, place);
 }
 
 }  // namespace ortflash

@@ -35,8 +35,9 @@ SplitRule decode_splits(DecodeForm form);
 template <typename Element, int kHeadDimension>
 bool has_decode_form(DecodeForm form);
 
+// `small`: with tiles of half as many queries.
 template <int kHeadDimension>
-cudaError_t launch_float32(const AttentionParams &p, cudaStream_t stream);
+cudaError_t launch_float32(const AttentionParams &p, bool rules, bool small, cudaStream_t stream);
 
 template <int kHeadDimension>
 cudaError_t launch_tf32(const AttentionParams &p, bool rules, cudaStream_t stream);

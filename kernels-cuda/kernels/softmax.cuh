@@ -14,6 +14,18 @@ __device__ inline float reduce_quad(float x, Combine combine) {
 // e^x for the difference of two scores.
 __device__ inline float weight_of(float difference) { return ptx::exp2(difference * kLog2E); }
 
+// What a row's output must be multiplied with, and the logarithm of its denominator, from its largest score and its sum of
+// weights. `sink` is one more logit, −∞ for none. A row without any key gives 0 and −∞.
+__device__ inline float finish_row(float maximum, float sum, float sink, float &lse) {
+  const float highest = fmaxf(maximum, sink);
+  lse = kMinusInfinity;
+  if (highest == kMinusInfinity) return 0.0f;
+  const float shrink = weight_of(maximum - highest);
+  const float denominator = sum * shrink + weight_of(sink - highest);
+  lse = highest + logf(denominator);
+  return shrink / denominator;
+}
+
 // Running maximum and sum of the lane's two rows; the sum is the lane's own part. Raw scores are scaled inside the
 // exponential, by one multiply-add (kRules false, scale > 0). Ruled scores are subtracted first: they reach −3.4e38, which
 // exporters write for −∞, and times log2(e) that would overflow.
@@ -51,18 +63,11 @@ struct RowSoftmax {
     }
   }
 
-  // What the row's output must be multiplied with, and the logarithm of its denominator. `sink` is one more logit, −∞ for
-  // none. A row without any key gives 0 and −∞.
+  // Of the lane's row r; `scale` as in update().
   __device__ float finish(int r, float scale, float sink, float &lse) const {
     const float total = reduce_quad(sum[r], [](float a, float b) { return a + b; });
-    const float own = kRules || maximum[r] == kMinusInfinity ? maximum[r] : maximum[r] * scale;
-    const float highest = fmaxf(own, sink);
-    lse = kMinusInfinity;
-    if (highest == kMinusInfinity) return 0.0f;
-    const float shrink = weight_of(own - highest);
-    const float denominator = total * shrink + weight_of(sink - highest);
-    lse = highest + logf(denominator);
-    return shrink / denominator;
+    const bool natural = kRules || maximum[r] == kMinusInfinity;
+    return finish_row(natural ? maximum[r] : maximum[r] * scale, total, sink, lse);
   }
 };
 

@@ -2,7 +2,7 @@
 // keeps 10 bits of the fraction; scores, softmax and sums are float32. Only for callers that allow it. A block takes 64
 // queries of one head, each of its four warps 16 of them.
 #pragma once
-#include "float32.cuh"
+#include "softmax.cuh"
 
 namespace ortflash {
 
@@ -24,8 +24,13 @@ template <typename Kernel, int kRows>
 __device__ inline void fetch_rows(float (&tile)[kRows][Kernel::kPitch], const float *matrix, const OrtFlashTensor &t,
                                   int first_row, int row_limit, int column_limit, bool wide) {
   if (!wide) {
-    load_rows<kRows, Kernel::kHeadDimension, Kernel::kPitch, Kernel::kThreads>(tile, matrix, t, first_row, row_limit,
-                                                                               column_limit, false);
+    const bool along_rows = t.sequence == 1 && t.dimension != 1;
+    for (int i = threadIdx.x; i < kRows * Kernel::kHeadDimension; i += Kernel::kThreads) {
+      const int row = along_rows ? i % kRows : i / Kernel::kHeadDimension;
+      const int column = along_rows ? i / kRows : i % Kernel::kHeadDimension;
+      const bool take = first_row + row < row_limit && column < column_limit;
+      tile[row][column] = take ? matrix[(first_row + row) * t.sequence + column * t.dimension] : 0.0f;
+    }
     return;
   }
   constexpr int kPieces = Kernel::kHeadDimension / 4;

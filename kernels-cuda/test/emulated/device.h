@@ -36,15 +36,20 @@ inline void __syncwarp() {
 void __syncthreads();
 
 template <typename T>
-T __shfl_xor_sync(unsigned, T x, int lanes) {
+T __shfl_sync(unsigned, T x, int from) {
   struct Given {
     T x, result;
     int from;
-  } given{x, x, emulated::lane() ^ lanes};
-  emulated::together("__shfl_xor_sync", given, [](Given *const(&all)[emulated::kLanes]) {
+  } given{x, x, from & 31};
+  emulated::together("__shfl_sync", given, [](Given *const(&all)[emulated::kLanes]) {
     for (Given *one : all) one->result = all[one->from]->x;
   });
   return given.result;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned lanes_of_warp, T x, int lanes) {
+  return __shfl_sync(lanes_of_warp, x, emulated::lane() ^ lanes);
 }
 
 inline int __any_sync(unsigned, int holds) {
