@@ -268,24 +268,22 @@ SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
 }
 
 template <typename Element>
-bool has_form_16_bit(const Plan &plan, DecodeForm form) {
-  return plan.tile == 64    ? has_decode_form<Element, 64>(form)
-         : plan.tile == 128 ? has_decode_form<Element, 128>(form)
-                            : has_decode_form<Element, 256>(form);
+bool has_cluster_16_bit(const Plan &plan) {
+  return plan.tile == 64    ? has_decode_cluster<Element, 64>()
+         : plan.tile == 128 ? has_decode_cluster<Element, 128>()
+                            : has_decode_cluster<Element, 256>();
 }
 
-// A cluster spares the way through memory, 3 µs, but lies unevenly over the multiprocessors, which costs long caches more. Of
-// those, one block a multiprocessor reads fastest, as long as there is one for each. Limits as measured at 128, log 19 to 21
-// of NOTES.md.
+// One block a multiprocessor reads fastest, as long as there is a multiprocessor for each; a cluster of them spares the way
+// through memory, 3 µs, but has eight splits alone: enough where so half of the multiprocessors read, which is all that memory
+// gives, or where the cache is short. Measured: log 19 to 21 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
-  const auto has = [&](DecodeForm form) {
-    return plan.hopper && (c.element == ORTFLASH_FLOAT16 ? has_form_16_bit<__half>(plan, form)
-                                                         : has_form_16_bit<__nv_bfloat16>(plan, form));
-  };
-  const int64_t keys = plan.params.keys;
-  if (keys <= 1024 && has(DecodeForm::kWideCluster)) return DecodeForm::kWideCluster;
-  if (keys <= 4096 && has(DecodeForm::kCluster)) return DecodeForm::kCluster;
-  return blocks <= device.multiprocessors && has(DecodeForm::kWide) ? DecodeForm::kWide : DecodeForm::kWorkspace;
+  if (!plan.hopper || blocks > device.multiprocessors) return DecodeForm::kWorkspace;
+  const bool reads_enough = 20 * kMostClusterSplits * blocks >= 9 * int64_t{device.multiprocessors};
+  if (!reads_enough && plan.params.keys > 2048) return DecodeForm::kWide;
+  const bool has_cluster =
+      c.element == ORTFLASH_FLOAT16 ? has_cluster_16_bit<__half>(plan) : has_cluster_16_bit<__nv_bfloat16>(plan);
+  return has_cluster ? DecodeForm::kCluster : DecodeForm::kWide;
 }
 
 // A number for each call that no other has, and that memory not ours holds by chance once in 2^48: low 16 bits zero, others not.
@@ -326,7 +324,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   p.keys_per_split = static_cast<int>(rule.step * std::max<int64_t>(least_steps, divide_up(steps, wanted)));
   p.splits = static_cast<int>(std::max<int64_t>(1, divide_up(p.keys, p.keys_per_split)));
   if (rule.power_of_two) p.splits = static_cast<int>(wanted);  // the last may be empty
-  if (p.splits == 1 || plan.form == DecodeForm::kCluster || plan.form == DecodeForm::kWideCluster) return;
+  if (p.splits == 1 || plan.form == DecodeForm::kCluster) return;
   const size_t rows = size_t(p.splits) * p.batch * p.query_heads * p.queries;
   plan.partial_output = take(plan.workspace, rows * p.value_dimension * sizeof(float));
   plan.partial_softmax = take(plan.workspace, rows * sizeof(float2));

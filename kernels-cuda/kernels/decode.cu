@@ -21,30 +21,21 @@ SplitRule decode_splits<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm fo
       return Kernel<DecodeWideTiles>::Tiles::kSplits;
     case DecodeForm::kCluster:
       return Kernel<DecodeClusterTiles>::Tiles::kSplits;
-    case DecodeForm::kWideCluster:
-      return Kernel<DecodeWideClusterTiles>::Tiles::kSplits;
     default:
       return Kernel<DecodeTiles>::Tiles::kSplits;
   }
 }
 
 template <>
-bool has_decode_form<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(DecodeForm form) {
-  if (form == DecodeForm::kWideCluster) return can_launch_cluster<Kernel<DecodeWideClusterTiles>>();
-  if constexpr (DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
-    if (form == DecodeForm::kCluster) return can_launch_cluster<Kernel<DecodeClusterTiles>>();
-  }
-  return form != DecodeForm::kCluster;
+bool has_decode_cluster<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>() {
+  return can_launch_cluster<Kernel<DecodeClusterTiles>>();
 }
 
 template <>
 cudaError_t launch_decode<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(const AttentionParams &p, bool rules,
                                                                      DecodeForm form, cudaStream_t stream) {
   if (form == DecodeForm::kWide) return launch<Kernel<DecodeWideTiles>>(p, rules, stream);
-  if (form == DecodeForm::kWideCluster) return launch<Kernel<DecodeWideClusterTiles>>(p, rules, stream);
-  if constexpr (DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION>::kUsed) {
-    if (form == DecodeForm::kCluster) return launch<Kernel<DecodeClusterTiles>>(p, rules, stream);
-  }
+  if (form == DecodeForm::kCluster) return launch<Kernel<DecodeClusterTiles>>(p, rules, stream);
   return launch<Kernel<DecodeTiles>>(p, rules, stream);
 }
 

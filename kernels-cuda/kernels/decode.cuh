@@ -40,17 +40,9 @@ struct DecodeWideTiles : DecodeTiles<kHeadDimension> {
 };
 
 template <int kHeadDimension>
-struct DecodeClusterTiles : DecodeTiles<kHeadDimension> {
+struct DecodeClusterTiles : DecodeWideTiles<kHeadDimension> {
   static constexpr Combining kCombining = Combining::kCluster;
-  static constexpr SplitRule kSplits{2, 64, 16, true};
-  static constexpr bool kStartsEarly = true;
-  static constexpr bool kUsed = kHeadDimension < 256;  // where a multiprocessor holds two
-};
-
-template <int kHeadDimension>
-struct DecodeWideClusterTiles : DecodeClusterTiles<kHeadDimension> {
-  static constexpr int kWarps = DecodeWideTiles<kHeadDimension>::kWarps;
-  static constexpr SplitRule kSplits{1, 128, 8, true};
+  static constexpr SplitRule kSplits{1, 128, kMostClusterSplits, true};
 };
 
 template <typename Element_, int kHeadDimension_, typename Tiles_ = DecodeTiles<kHeadDimension_>>

@@ -9,9 +9,12 @@ enum class Combining {
   // In workspace: the last of a row's blocks to end reads them, which a count tells it; or, where it would have much to
   // read, a second kernel.
   kWorkspace,
-  // The splits, up to 16, are one cluster of blocks and read each other's shared memory (compute capability 9.0).
+  // The splits are one cluster of blocks and read each other's shared memory (compute capability 9.0).
   kCluster
 };
+
+// As many blocks as every device can have in a cluster.
+constexpr int kMostClusterSplits = 8;
 
 // A query of one of the heads that share a key head.
 struct PackedRow {
@@ -108,7 +111,6 @@ template <typename Kernel>
 __device__ inline void combine_cluster(const AttentionParams &p, const float *results, int batch, int key_head,
                                        int first_row, int split) {
   using Element = typename Kernel::Element;
-  constexpr int kMostSplits = 16;
   const float *merged = results + Kernel::kWarps * Kernel::kRows * Kernel::kRowFloats;
   const int rows = min(Kernel::kRows, p.queries * p.heads_per_key - first_row);
   ptx::cluster_arrive();
@@ -120,9 +122,9 @@ __device__ inline void combine_cluster(const AttentionParams &p, const float *re
     const auto [i, h] = packed_row(p, key_head, first_row + row);
     const float *mine = merged + row * Kernel::kRowFloats;
     const float sink = sink_logit<Element>(p, h);
-    float maximum[kMostSplits], part_sum[kMostSplits], part[kMostSplits], highest = sink;
+    float maximum[kMostClusterSplits], part_sum[kMostClusterSplits], part[kMostClusterSplits], highest = sink;
 #pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) {
+    for (int s = 0; s < kMostClusterSplits; ++s) {
       maximum[s] = kMinusInfinity;
       part_sum[s] = part[s] = 0.0f;
       if (s >= p.splits) continue;
@@ -131,11 +133,11 @@ __device__ inline void combine_cluster(const AttentionParams &p, const float *re
       part[s] = ptx::load_cluster(mine + d, s);
     }
 #pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) highest = fmaxf(highest, maximum[s]);
+    for (int s = 0; s < kMostClusterSplits; ++s) highest = fmaxf(highest, maximum[s]);
     const float origin = highest == kMinusInfinity ? 0.0f : highest;
     float sum = weight_of(sink - origin), total = 0.0f;
 #pragma unroll
-    for (int s = 0; s < kMostSplits; ++s) {
+    for (int s = 0; s < kMostClusterSplits; ++s) {
       const float share = weight_of(maximum[s] - origin);
       sum += share * part_sum[s];
       total += share * part[s];

@@ -18,22 +18,21 @@ cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocess
 
 // How the decode kernel's blocks are shaped, and what puts a row's splits together.
 enum class DecodeForm {
-  kWorkspace,    // two blocks of 4 warps a multiprocessor, by way of workspace
-  kWide,         // one of 8 warps, by way of workspace
-  kCluster,      // 16 blocks of 4 warps are a cluster
-  kWideCluster,  // 8 blocks of 8 warps
+  kWorkspace,  // two blocks a multiprocessor, by way of workspace
+  kWide,       // one with twice the warps, by way of workspace (compute capability 9.0)
+  kCluster,    // the same, eight blocks a cluster (9.0)
 };
 
-// `form`: one that the device has, see has_decode_form().
+// `form`: one that the device has.
 template <typename Element, int kHeadDimension>
 cudaError_t launch_decode(const AttentionParams &p, bool rules, DecodeForm form, cudaStream_t stream);
 
 template <typename Element, int kHeadDimension>
 SplitRule decode_splits(DecodeForm form);
 
-// Whether the form exists at this head dimension, and a device of compute capability 9.0 can hold it.
+// Whether a device of compute capability 9.0 can hold such a cluster.
 template <typename Element, int kHeadDimension>
-bool has_decode_form(DecodeForm form);
+bool has_decode_cluster();
 
 // `small`: with tiles of half as many queries.
 template <int kHeadDimension>

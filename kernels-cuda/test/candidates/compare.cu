@@ -91,8 +91,15 @@ std::vector<Column> columns_of(const ortflash::Candidate &c) {
                        {c.element, 16384 / tokens, heads, heads, tokens, tokens, c.head_dimension, causal, mask}});
   };
   if (c.kernel == ORTFLASH_DECODE) {
-    for (const int keys : {1024, 4096, 8192, 16384, 65536})
-      columns.push_back({std::to_string(keys) + " keys", {c.element, 1, 32, 8, 1, keys, c.head_dimension, false, 0, Clock::kGraph}});
+    const auto cache = [&](int batch, int heads, int key_heads, int keys) {
+      const std::string shape = std::to_string(batch) + "x" + std::to_string(heads) + "/" + std::to_string(key_heads);
+      columns.push_back({shape + " " + std::to_string(keys) + " keys",
+                         {c.element, batch, heads, key_heads, 1, keys, c.head_dimension, false, 0, Clock::kGraph}});
+    };
+    for (const int keys : {1024, 4096, 8192, 16384, 65536}) cache(1, 32, 8, keys);
+    for (const int keys : {1024, 2048, 4096}) cache(1, 14, 2, keys);
+    for (const int keys : {1024, 4096}) cache(1, 12, 12, keys);
+    for (const int keys : {512, 2048}) cache(16, 32, 8, keys);
   } else if (is_for_bias(c)) {
     add(4096, false, 1);
     add(4096, false, 2);

@@ -6,24 +6,14 @@
 namespace ortflash {
 namespace {
 
-// Splits of any length by way of workspace, whatever their number.
-struct Plain : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {};
-// Splits by the tile: 65,536 keys of 8 heads in 264 blocks in place of 256 on 132 multiprocessors.
-struct Fine : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {
-  static constexpr SplitRule kSplits{2, 128, 0x7fffffff, false, 16};
-};
-// The kernel of long caches as it was: not before the kernel in front of it has ended.
-struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {
-  static constexpr bool kStartsEarly = false;
-};
-// Launched while the kernel before them ends.
-template <typename Tiles>
-struct Early : Tiles {
+// The table's forms, each for all lengths.
+struct Workspace : DecodeTiles<ORTFLASH_HEAD_DIMENSION> {};
+struct Wide : DecodeWideTiles<ORTFLASH_HEAD_DIMENSION> {};
+struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
+// Launched while the kernel before it ends.
+struct EarlyWorkspace : Workspace {
   static constexpr bool kStartsEarly = true;
 };
-// Those that the table has for few keys, at all lengths.
-struct Cluster : DecodeClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
-struct WideCluster : DecodeWideClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
 
 template <typename Tiles>
 Candidate decode(const char *name) {
@@ -40,13 +30,10 @@ Candidate decode(const char *name) {
 
 template <>
 void add_decode_candidates<ORTFLASH_ELEMENT, ORTFLASH_HEAD_DIMENSION>(std::vector<Candidate> &all) {
-  all.push_back(decode<Plain>("workspace"));
-  all.push_back(decode<Fine>("splits by the tile"));
+  all.push_back(decode<Workspace>("workspace"));
+  all.push_back(decode<EarlyWorkspace>("workspace, started early"));
   all.push_back(decode<Wide>("one block a multiprocessor"));
-  all.push_back(decode<Early<Plain>>("workspace, started early"));
-  all.push_back(decode<Early<Fine>>("splits by the tile, started early"));
-  all.push_back(decode<WideCluster>("wide cluster"));
-  if constexpr (Cluster::kUsed) all.push_back(decode<Cluster>("cluster"));
+  all.push_back(decode<Cluster>("cluster"));
 }
 
 }  // namespace ortflash
