@@ -93,9 +93,9 @@ static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
-static_assert(sizeof(Float32Kernel<64, 4, true>::Shared) <= kLeastShared);
-static_assert(sizeof(Float32Kernel<128, 4, true>::Shared) <= kLeastShared);
-static_assert(sizeof(Float32Kernel<256, 4, true>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<64, 4, 8, true>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<128, 4, 8, true>::Shared) <= kLeastShared);
+static_assert(sizeof(Float32Kernel<256, 4, 8, true>::Shared) <= kLeastShared);
 static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
 // Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
@@ -107,10 +107,10 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
     case ORTFLASH_SCALAR:
       return kScalarWarps * p.value_dimension * static_cast<int>(sizeof(float));
     case ORTFLASH_FLOAT32_TILED:
-      return small ? by_tile(sizeof(Float32Kernel<64, 4, true>::Shared), sizeof(Float32Kernel<128, 4, true>::Shared),
-                             sizeof(Float32Kernel<256, 4, true>::Shared))
-                   : by_tile(sizeof(Float32Kernel<64, 8, true>::Shared), sizeof(Float32Kernel<128, 8, true>::Shared),
-                             sizeof(Float32Kernel<256, 8, true>::Shared));
+      return small ? by_tile(sizeof(Float32Kernel<64, 4, 8, true>::Shared), sizeof(Float32Kernel<128, 4, 8, true>::Shared),
+                             sizeof(Float32Kernel<256, 4, 8, true>::Shared))
+                   : by_tile(sizeof(Float32Kernel<64, 8, 8, true>::Shared), sizeof(Float32Kernel<128, 8, 8, true>::Shared),
+                             sizeof(Float32Kernel<256, 8, 8, true>::Shared));
     case ORTFLASH_TF32:
       return by_tile(sizeof(Tf32Kernel<64, false>::Shared), sizeof(Tf32Kernel<128, false>::Shared),
                      sizeof(Tf32Kernel<256, false>::Shared));
@@ -341,9 +341,9 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
 bool is_small(const Plan &plan, const Device &device) {
   const AttentionParams &p = plan.params;
   if (shared_bytes(plan.kernel, p, false) > device.shared_bytes) return true;
-  const int rows = plan.tile == 64    ? Float32Kernel<64, 8, true>::kRows
-                   : plan.tile == 128 ? Float32Kernel<128, 8, true>::kRows
-                                      : Float32Kernel<256, 8, true>::kRows;
+  const int rows = plan.tile == 64    ? Float32Kernel<64, 8, 8, true>::kRows
+                   : plan.tile == 128 ? Float32Kernel<128, 8, 8, true>::kRows
+                                      : Float32Kernel<256, 8, 8, true>::kRows;
   return plan.kernel == ORTFLASH_FLOAT32_TILED &&
          divide_up(p.queries, rows) * p.batch * p.query_heads < 2 * int64_t{device.multiprocessors};
 }

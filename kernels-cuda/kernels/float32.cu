@@ -15,11 +15,11 @@ cudaError_t launch_kernel(const AttentionParams &p, cudaStream_t stream) {
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, bool rules, bool small, cudaStream_t stream) {
   if (small) {
-    return rules ? launch_kernel<Float32Kernel<kHeadDimension, 4, true>>(p, stream)
-                 : launch_kernel<Float32Kernel<kHeadDimension, 4, false>>(p, stream);
+    return rules ? launch_kernel<Float32Kernel<kHeadDimension, 4, 8, true>>(p, stream)
+                 : launch_kernel<Float32Kernel<kHeadDimension, 4, 8, false>>(p, stream);
   }
-  return rules ? launch_kernel<Float32Kernel<kHeadDimension, 8, true>>(p, stream)
-               : launch_kernel<Float32Kernel<kHeadDimension, 8, false>>(p, stream);
+  return rules ? launch_kernel<Float32Kernel<kHeadDimension, 8, 8, true>>(p, stream)
+               : launch_kernel<Float32Kernel<kHeadDimension, 8, 8, false>>(p, stream);
 }
 
 template cudaError_t launch_float32<64>(const AttentionParams &, bool, bool, cudaStream_t);

@@ -1,94 +1,90 @@
-// FlashAttention-2 (Dao 2023, section 3) in float32 on the ordinary arithmetic units. They are bound by what they read: a number
-// from shared memory comes to 32 lanes a clock, multiply-adds to 128. So each lane holds scores of 8 queries × 8 keys and outputs
-// of 8 × 8 columns, and each number it reads serves 8 multiply-adds; operands come from shared memory one step ahead. As many
-// warps as a row of the output has times 64 columns share their queries: of both products each has its own 64 columns, so
-// that they exchange rows' maxima and, by shared memory, weights. Keys and values come in chunks of 16 KiB, the next while one
-// is computed with.
+// FlashAttention-2 (Dao 2023, section 3) in float32 on the ordinary arithmetic units. What they need is instructions that are
+// multiply-adds, and enough of them that wait for nothing: each number that a lane reads from shared memory serves 4 or 8, tiles
+// are padded so that addresses cost nothing, operands are read one step ahead. As many warps as a row of the output has times 64
+// columns share their queries: of both products each has keys and columns of its own, so that they exchange rows' maxima and, by
+// shared memory, weights. Keys and values come in chunks, the next while one is computed with.
 #pragma once
 #include "softmax.cuh"
 
 namespace ortflash {
 
-// kOwnRows: queries a lane; 4 in place of 8 makes blocks half as long, for calls with few of them.
-template <int kHeadDimension_, int kOwnRows_, bool kRules_>
+// kOwnRows, kOwnKeys: scores that a lane has at a time; of the output kOwnRows × 8.
+template <int kHeadDimension_, int kOwnRows_, int kOwnKeys_, bool kRules_>
 struct Float32Kernel {
-  static constexpr int kHeadDimension = kHeadDimension_, kOwnRows = kOwnRows_;
+  static constexpr int kHeadDimension = kHeadDimension_, kOwnRows = kOwnRows_, kOwnKeys = kOwnKeys_;
   static constexpr bool kRules = kRules_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
-  // A warp's lanes are 4 × 8: lane (y, x) has queries y + 4·r, and of the warp's 64 keys x + 8·j, columns 4x + 32·c.
-  static constexpr int kAcross = 8, kDown = 4, kOwnKeys = 8, kOwnQuads = 2;
-  static constexpr int kWarpRows = kDown * kOwnRows;
+  static constexpr int kBlocks = kOwnRows == 8 ? 2 : 3;  // that a multiprocessor holds
+  // A warp's lanes are 4 × 8: lane (y, x) has queries y + 4·r, and of the warp's keys x + 8·j, of its columns 4x + 32·c.
+  static constexpr int kAcross = 8, kDown = 4, kOwnQuads = 2;
+  static constexpr int kWarpRows = kDown * kOwnRows, kWarpKeys = kAcross * kOwnKeys;
   // Warps that share queries, and keys of a step.
-  static constexpr int kSharing = kHeadDimension / 64, kKeys = 64 * kSharing, kRows = kWarps / kSharing * kWarpRows;
+  static constexpr int kSharing = kHeadDimension / 64, kKeys = kWarpKeys * kSharing, kRows = kWarps / kSharing * kWarpRows;
   // Chunks: all keys of a step and kDepth of their dimensions; kValues of its values.
-  static constexpr int kChunkFloats = 4096, kDepth = kChunkFloats / kKeys, kValues = kChunkFloats / kHeadDimension;
-  static constexpr int kKeyChunks = kHeadDimension / kDepth, kValueChunks = kKeys / kValues;
-  static constexpr int kChunks = kKeyChunks + kValueChunks;
+  static constexpr int kDepth = 64 / kSharing, kValues = kWarpKeys / kSharing;
+  static constexpr int kKeyChunks = kHeadDimension / kDepth, kValueChunks = kKeys / kValues, kChunks = kKeyChunks + kValueChunks;
+  // Of rows in shared memory. Neighbouring rows begin 4 banks apart, so that lanes can read four numbers of a row each.
+  static constexpr int kQueryPitch = kHeadDimension + 4, kKeyPitch = kDepth + 4, kWeightPitch = kKeys + 4;
   struct Shared {
-    float query[kRows * kHeadDimension], weights[kRows * kKeys], chunk[2][kChunkFloats];
+    float query[kRows * kQueryPitch], weights[kRows * kWeightPitch], chunk[2][kKeys * kKeyPitch];
     float row[kWarps][kWarpRows];  // maxima or sums of each warp's rows
   };
+  static_assert(kValues * kHeadDimension <= kKeys * kKeyPitch && kChunks % 2 == 0);
 };
-
-// Where quad `quad` of a row begins in a tile with kQuads quads a row. Exclusive or with the row's number keeps lanes that
-// read the same quad of neighbouring rows in different banks.
-template <int kQuads>
-__device__ inline int swizzled(int row, int quad) {
-  return 4 * (row * kQuads + (quad ^ (kQuads >= 8 ? row & 7 : row / 2 & 3)));
-}
 
 __device__ inline float4 load_quad(const float *from) { return *reinterpret_cast<const float4 *>(from); }
 
-// A thread's place. Lanes that differ in their lowest bit share keys, in the next one queries: reads of either kind then find the
-// same number in neighbouring lanes, which costs one access of shared memory for both.
+// A thread's place.
 template <typename Kernel>
 struct ThreadPlace {
   int warp, x, y;
   int first_row;  // of the block's queries
-  int part;       // which 64 of a step's keys, and of the columns
+  int part;       // which of a step's keys, and of the columns
 
   __device__ ThreadPlace() {
-    const int lane = lane_id();
     warp = threadIdx.x / 32;
-    x = lane / 2 % Kernel::kAcross;
-    y = lane % 2 + lane / (2 * Kernel::kAcross) * 2;
+    x = threadIdx.x % Kernel::kAcross;
+    y = threadIdx.x / Kernel::kAcross % Kernel::kDown;
     first_row = warp / Kernel::kSharing * Kernel::kWarpRows;
     part = warp % Kernel::kSharing;
   }
 
   __device__ int row(int r) const { return first_row + y + Kernel::kDown * r; }
-  __device__ int key(int j) const { return 64 * part + x + Kernel::kAcross * j; }
+  __device__ int key(int j) const { return Kernel::kWarpKeys * part + x + Kernel::kAcross * j; }
   __device__ int column(int c) const { return 64 * part + 4 * (x + Kernel::kAcross * c); }
-  // Where a row's weights of its keys begin: side by side, so that four are written at once.
-  __device__ int weights() const { return 64 * part + Kernel::kOwnKeys * x; }
+  // Where a row's weights of the lane's keys begin: side by side, so that four are written at once.
+  __device__ int weights() const { return Kernel::kWarpKeys * part + Kernel::kOwnKeys * x; }
 };
 
-// A quad of a strided matrix → shared memory, in the background where rows allow it; zeros outside.
-__device__ inline void fetch_quad(float *to, const float *matrix, const OrtFlashTensor &t, int row, int column, int row_limit,
-                                  int column_limit, bool wide) {
+// kRows × 4·kQuads numbers of a strided matrix → shared memory, in the background where rows allow it; zeros outside. Row n of
+// the tile is first_row + row_of(n) of the matrix, where row_of(a + b) = row_of(a) + row_of(b) for a and b without common bits.
+template <typename Kernel, int kRows, int kQuads, int kPitch, typename RowOf>
+__device__ inline void fetch_tile(float *tile, const float *matrix, const OrtFlashTensor &t, int first_row, const RowOf &row_of,
+                                  int first_column, int row_limit, int column_limit, bool wide) {
+  constexpr int kStep = Kernel::kThreads / kQuads;
+  static_assert(kRows % kStep == 0);
+  const int first = threadIdx.x / kQuads, row = first_row + row_of(first);
+  const int column = threadIdx.x % kQuads * 4, from_column = first_column + column;
+  float *to = tile + first * kPitch + column;
   if (wide) {
-    const bool take = row < row_limit && column < column_limit;
-    ptx::copy_async_16(ptx::shared_address(to), take ? matrix + row * t.sequence + column : matrix, take);
+    const float *from = matrix + row * t.sequence + from_column;
+    const int rows = from_column < column_limit ? row_limit - row : 0;
+#pragma unroll
+    for (int n = 0; n < kRows; n += kStep) {
+      const bool take = row_of(n) < rows;
+      ptx::copy_async_16(ptx::shared_address(to + n * kPitch), take ? from + row_of(n) * t.sequence : matrix, take);
+    }
     return;
   }
-  float four[4];
+#pragma unroll 1
+  for (int n = 0; n < kRows; n += kStep) {
+    float four[4];
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const bool take = row < row_limit && column + e < column_limit;
-    four[e] = take ? matrix[row * t.sequence + (column + e) * t.dimension] : 0.0f;
-  }
-  *reinterpret_cast<float4 *>(to) = make_float4(four[0], four[1], four[2], four[3]);
-}
-
-// kRows × kQuads quads of a matrix from (row_of(n), first_column) on → a tile.
-template <typename Kernel, int kRows, int kQuads, bool kSwizzled, typename RowOf>
-__device__ inline void fetch_tile(float *tile, const float *matrix, const OrtFlashTensor &t, const RowOf &row_of,
-                                  int first_column, int row_limit, int column_limit, bool wide) {
-#pragma unroll 4
-  for (int n = threadIdx.x; n < kRows * kQuads; n += Kernel::kThreads) {
-    const int row = n / kQuads, quad = n % kQuads;
-    fetch_quad(tile + (kSwizzled ? swizzled<kQuads>(row, quad) : 4 * n), matrix, t, row_of(row), first_column + 4 * quad,
-               row_limit, column_limit, wide);
+    for (int e = 0; e < 4; ++e) {
+      const bool take = row + row_of(n) < row_limit && from_column + e < column_limit;
+      four[e] = take ? matrix[(row + row_of(n)) * t.sequence + (from_column + e) * t.dimension] : 0.0f;
+    }
+    *reinterpret_cast<float4 *>(to + n * kPitch) = make_float4(four[0], four[1], four[2], four[3]);
   }
 }
 
@@ -97,95 +93,79 @@ using OwnScores = float[Kernel::kOwnRows][Kernel::kOwnKeys];
 template <typename Kernel>
 using OwnOutputs = float[Kernel::kOwnRows][Kernel::kOwnQuads][4];
 
-// S += Q·Kᵀ over one chunk's dimensions.
+// A column of quads of a tile's rows that a lane has.
+template <typename Kernel, int kPitch>
+__device__ inline void load_rows(float4 (&quads)[Kernel::kOwnRows], const float *from) {
+#pragma unroll
+  for (int r = 0; r < Kernel::kOwnRows; ++r) quads[r] = load_quad(from + Kernel::kDown * r * kPitch);
+}
+
+// S += Q·Kᵀ over four dimensions, with the queries' quads here and the next ones on their way. `keys` begins at the lane's first.
 template <typename Kernel>
-struct QueryKeyProduct {
-  static constexpr int kQueryQuads = Kernel::kHeadDimension / 4, kKeyQuads = Kernel::kDepth / 4;
-  const float *query, *chunk;
-  const ThreadPlace<Kernel> &place;
-  int first_quad;  // of the chunk, in the queries
-
-  __device__ void load_queries(float4 (&q)[Kernel::kOwnRows], int quad) const {
+__device__ inline void multiply_query_key(OwnScores<Kernel> &scores, const float4 (&q)[Kernel::kOwnRows],
+                                          float4 (&next)[Kernel::kOwnRows], const float *next_query, const float *keys) {
+  load_rows<Kernel, Kernel::kQueryPitch>(next, next_query);
 #pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r) q[r] = load_quad(query + swizzled<kQueryQuads>(place.row(r), first_quad + quad));
+  for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+    const float4 k = load_quad(keys + Kernel::kAcross * j * Kernel::kKeyPitch);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].x, k.x, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].y, k.y, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].z, k.z, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].w, k.w, scores[r][j]);
   }
+}
 
-  __device__ float4 load_key(int j, int quad) const { return load_quad(chunk + swizzled<kKeyQuads>(place.key(j), quad)); }
-
-  // With the queries' quad here and, beside it, the next one on its way.
-  __device__ void multiply(OwnScores<Kernel> &scores, const float4 (&q)[Kernel::kOwnRows], float4 (&next)[Kernel::kOwnRows],
-                           int quad) const {
-    float4 k = load_key(0, quad);
-    load_queries(next, quad + 1 < kKeyQuads ? quad + 1 : quad);
-#pragma unroll
-    for (int j = 0; j < Kernel::kOwnKeys; ++j) {
-      const float4 following = load_key(j + 1 < Kernel::kOwnKeys ? j + 1 : j, quad);
-#pragma unroll
-      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].x, k.x, scores[r][j]);
-#pragma unroll
-      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].y, k.y, scores[r][j]);
-#pragma unroll
-      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].z, k.z, scores[r][j]);
-#pragma unroll
-      for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].w, k.w, scores[r][j]);
-      k = following;
-    }
-  }
-
-  __device__ void add_to(OwnScores<Kernel> &scores) const {
-    float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
-    load_queries(even, 0);
+// The same over a chunk's dimensions. `query` begins at the lane's first row and the chunk's first dimension. What is read
+// ahead in the end lies behind them, and goes nowhere.
+template <typename Kernel>
+__device__ inline void add_query_key(OwnScores<Kernel> &scores, const float *query, const float *keys) {
+  float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
+  load_rows<Kernel, Kernel::kQueryPitch>(even, query);
 #pragma unroll 1
-    for (int quad = 0; quad < kKeyQuads; quad += 2) {
-      multiply(scores, even, odd, quad);
-      multiply(scores, odd, even, quad + 1);
-    }
+  for (int d = 0; d < Kernel::kDepth; d += 8) {
+    multiply_query_key<Kernel>(scores, even, odd, query + d + 4, keys + d);
+    multiply_query_key<Kernel>(scores, odd, even, query + d + 8, keys + d + 4);
   }
-};
+}
 
-// O += P·V over one chunk's keys.
+// O += P·V over four keys. `values` begins at the lane's first column.
 template <typename Kernel>
-struct WeightValueProduct {
-  const float *weights, *chunk;
-  const ThreadPlace<Kernel> &place;
-  int first_quad;  // of the chunk, in a row of weights
-
-  __device__ void load_weights(float4 (&w)[Kernel::kOwnRows], int quad) const {
+__device__ inline void multiply_weight_value(OwnOutputs<Kernel> &output, const float4 (&w)[Kernel::kOwnRows],
+                                             float4 (&next)[Kernel::kOwnRows], const float *next_weights,
+                                             const float *values) {
+  load_rows<Kernel, Kernel::kWeightPitch>(next, next_weights);
 #pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r)
-      w[r] = load_quad(weights + swizzled<Kernel::kKeys / 4>(place.row(r), first_quad + quad));
-  }
-
-  __device__ void multiply(OwnOutputs<Kernel> &output, const float4 (&w)[Kernel::kOwnRows], float4 (&next)[Kernel::kOwnRows],
-                           int quad) const {
-    load_weights(next, 4 * quad + 4 < Kernel::kValues ? quad + 1 : quad);
+  for (int e = 0; e < 4; ++e) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
+    for (int c = 0; c < Kernel::kOwnQuads; ++c) {
+      const float4 v = load_quad(values + e * Kernel::kHeadDimension + 4 * Kernel::kAcross * c);
 #pragma unroll
-      for (int c = 0; c < Kernel::kOwnQuads; ++c) {
-        const float4 v = load_quad(chunk + (4 * quad + e) * Kernel::kHeadDimension + place.column(c));
-#pragma unroll
-        for (int r = 0; r < Kernel::kOwnRows; ++r) {
-          const float weight = e == 0 ? w[r].x : e == 1 ? w[r].y : e == 2 ? w[r].z : w[r].w;
-          output[r][c][0] = fmaf(weight, v.x, output[r][c][0]);
-          output[r][c][1] = fmaf(weight, v.y, output[r][c][1]);
-          output[r][c][2] = fmaf(weight, v.z, output[r][c][2]);
-          output[r][c][3] = fmaf(weight, v.w, output[r][c][3]);
-        }
+      for (int r = 0; r < Kernel::kOwnRows; ++r) {
+        const float weight = e == 0 ? w[r].x : e == 1 ? w[r].y : e == 2 ? w[r].z : w[r].w;
+        output[r][c][0] = fmaf(weight, v.x, output[r][c][0]);
+        output[r][c][1] = fmaf(weight, v.y, output[r][c][1]);
+        output[r][c][2] = fmaf(weight, v.z, output[r][c][2]);
+        output[r][c][3] = fmaf(weight, v.w, output[r][c][3]);
       }
     }
   }
+}
 
-  __device__ void add_to(OwnOutputs<Kernel> &output) const {
-    float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
-    load_weights(even, 0);
+// The same over a chunk's keys.
+template <typename Kernel>
+__device__ inline void add_weight_value(OwnOutputs<Kernel> &output, const float *weights, const float *values) {
+  float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
+  load_rows<Kernel, Kernel::kWeightPitch>(even, weights);
 #pragma unroll 1
-    for (int quad = 0; quad < Kernel::kValues / 4; quad += 2) {
-      multiply(output, even, odd, quad);
-      multiply(output, odd, even, quad + 1);
-    }
+  for (int k = 0; k < Kernel::kValues; k += 8) {
+    multiply_weight_value<Kernel>(output, even, odd, weights + k + 4, values + k * Kernel::kHeadDimension);
+    multiply_weight_value<Kernel>(output, odd, even, weights + k + 8, values + (k + 4) * Kernel::kHeadDimension);
   }
-};
+}
 
 // Each row's value of all lanes that share its queries, combined: lane x ends up with that of row x mod kOwnRows, at the
 // price of kOwnRows − 1 exchanges and not three for each row.
@@ -197,20 +177,20 @@ __device__ inline float reduce_rows(float (&value)[Kernel::kOwnRows], const Thre
     const bool upper = place.x & half;
 #pragma unroll
     for (int r = 0; r < half; ++r) {
-      const float other = __shfl_xor_sync(0xffffffffu, upper ? value[r] : value[r + half], 2 * half);
+      const float other = __shfl_xor_sync(0xffffffffu, upper ? value[r] : value[r + half], half);
       value[r] = combine(upper ? value[r + half] : value[r], other);
     }
   }
 #pragma unroll
   for (int step = Kernel::kOwnRows; step < Kernel::kAcross; step *= 2)
-    value[0] = combine(value[0], __shfl_xor_sync(0xffffffffu, value[0], 2 * step));
+    value[0] = combine(value[0], __shfl_xor_sync(0xffffffffu, value[0], step));
   return value[0];
 }
 
 // The number of row r, which lane x = r has.
 template <typename Kernel>
 __device__ inline float of_row(float value, int r) {
-  return __shfl_sync(0xffffffffu, value, (lane_id() & ~(2 * Kernel::kAcross - 2)) + 2 * r);
+  return __shfl_sync(0xffffffffu, value, (lane_id() & ~(Kernel::kAcross - 1)) + r);
 }
 
 // A number of the lane's row, combined over the warps that share it. Every thread of the block takes part.
@@ -265,7 +245,7 @@ template <typename Kernel>
 struct Softmax {
   float maximum = kMinusInfinity, sum = 0.0f;
 
-  // Scores → weights in shared memory; outputs so far are brought to the new maximum.
+  // Scores → weights in shared memory, from the lane's first on; outputs so far are brought to the new maximum.
   __device__ void update(float highest, OwnScores<Kernel> &scores, OwnOutputs<Kernel> &output, float *weights, float scale,
                          const ThreadPlace<Kernel> &place) {
     const float factor = Kernel::kRules ? kLog2E : scale * kLog2E;
@@ -286,8 +266,7 @@ struct Softmax {
       }
 #pragma unroll
       for (int j = 0; j < Kernel::kOwnKeys; j += 4) {
-        float *four = weights + swizzled<Kernel::kKeys / 4>(place.row(r), (place.weights() + j) / 4);
-        *reinterpret_cast<float4 *>(four) = make_float4(scores[r][j], scores[r][j + 1], scores[r][j + 2], scores[r][j + 3]);
+        *reinterpret_cast<float4 *>(weights + Kernel::kDown * r * Kernel::kWeightPitch + j) = make_float4(scores[r][j], scores[r][j + 1], scores[r][j + 2], scores[r][j + 3]);
       }
       if (!grows) continue;
       const float shrink = of_row<Kernel>(rescale, r);
@@ -343,32 +322,34 @@ struct Fetch {
   const float *keys, *values;
   int readable;  // values from here on are zeros
 
+  // Which key the weight at a place belongs to: the place's digits are part, x and j.
+  static __device__ int key_at(int place) {
+    const int in_part = place % Kernel::kWarpKeys;
+    return place - in_part + in_part / Kernel::kOwnKeys + in_part % Kernel::kOwnKeys * Kernel::kAcross;
+  }
+
   __device__ void chunk(float *to, int first_key, int number) const {
     if (number < Kernel::kKeyChunks) {
-      fetch_tile<Kernel, Kernel::kKeys, Kernel::kDepth / 4, true>(
-          to, keys, p.key, [&](int n) { return first_key + n; }, number * Kernel::kDepth, p.keys, p.head_dimension,
+      fetch_tile<Kernel, Kernel::kKeys, Kernel::kDepth / 4, Kernel::kKeyPitch>(
+          to, keys, p.key, first_key, [](int n) { return n; }, number * Kernel::kDepth, p.keys, p.head_dimension,
           p.wide_loads);
     } else {
-      // In the order of the weights' places, of which part, x and j are the digits.
       const int first = (number - Kernel::kKeyChunks) * Kernel::kValues;
-      const auto key_at = [&](int n) {
-        const int at = first + n;
-        return first_key + at / 64 * 64 + at % 64 / Kernel::kOwnKeys + at % Kernel::kOwnKeys * Kernel::kAcross;
-      };
-      fetch_tile<Kernel, Kernel::kValues, Kernel::kHeadDimension / 4, false>(to, values, p.value, key_at, 0, readable,
-                                                                             p.value_dimension, p.wide_loads);
+      fetch_tile<Kernel, Kernel::kValues, Kernel::kHeadDimension / 4, Kernel::kHeadDimension>(
+          to, values, p.value, first_key + key_at(first), [](int n) { return key_at(n); }, 0, readable, p.value_dimension,
+          p.wide_loads);
     }
     ptx::copy_async_commit();
   }
 
   __device__ void queries(float *to, const float *from, int first_query) const {
-    fetch_tile<Kernel, Kernel::kRows, Kernel::kHeadDimension / 4, true>(
-        to, from, p.query, [&](int n) { return first_query + n; }, 0, p.queries, p.head_dimension, p.wide_loads);
+    fetch_tile<Kernel, Kernel::kRows, Kernel::kHeadDimension / 4, Kernel::kQueryPitch>(
+        to, from, p.query, first_query, [](int n) { return n; }, 0, p.queries, p.head_dimension, p.wide_loads);
   }
 };
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kOwnRows == 8 ? 2 : 3)
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     float32_attention(const __grid_constant__ AttentionParams p) {
   constexpr int kKeys = Kernel::kKeys, kRows = Kernel::kRows, kKeyChunks = Kernel::kKeyChunks;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -389,6 +370,9 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kOwnRows == 8 ? 2 : 
   const KeyRange top = visibility.of(warp_query);
   const KeyRange bottom = visibility.of(min(warp_query + Kernel::kWarpRows, p.queries) - 1);
 
+  // From the lane's first row on.
+  const float *query = shared.query + place.row(0) * Kernel::kQueryPitch;
+  float *weights = shared.weights + place.row(0) * Kernel::kWeightPitch;
   Softmax<Kernel> softmax;
   OwnOutputs<Kernel> output = {};
   const int begin = visit.begin / kKeys * kKeys;
@@ -412,7 +396,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kOwnRows == 8 ? 2 : 
 #pragma unroll 1
     for (int n = 0; n < kKeyChunks; ++n) {
       const float *chunk = next(n);
-      if (some) QueryKeyProduct<Kernel>{shared.query, chunk, place, n * Kernel::kDepth / 4}.add_to(scores);
+      if (some) add_query_key<Kernel>(scores, query + n * Kernel::kDepth, chunk + place.key(0) * Kernel::kKeyPitch);
     }
     float highest = softmax.maximum;
     if (some) {
@@ -421,11 +405,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kOwnRows == 8 ? 2 : 
       highest = fmaxf(highest, highest_score<Kernel>(scores, place));
     }
     highest = combine_warps<Kernel>(highest, shared, place, [](float a, float b) { return fmaxf(a, b); });
-    if (some) softmax.update(highest, scores, output, shared.weights, p.scale, place);
+    if (some) softmax.update(highest, scores, output, weights + place.weights(), p.scale, place);
 #pragma unroll 1
     for (int n = 0; n < Kernel::kValueChunks; ++n) {
       const float *chunk = next(kKeyChunks + n);
-      if (some) WeightValueProduct<Kernel>{shared.weights, chunk, place, n * Kernel::kValues / 4}.add_to(output);
+      if (some) add_weight_value<Kernel>(output, weights + n * Kernel::kValues, chunk + place.column(0));
     }
   }
   const float sum = combine_warps<Kernel>(softmax.sum, shared, place, [](float a, float b) { return a + b; });
