@@ -15,7 +15,7 @@ struct Float32Kernel {
   static constexpr bool kRules = kRules_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kBlocks = kOwnRows == 8 ? 2 : 3;  // that a multiprocessor holds
-  // A warp's lanes are 4 × 8: lane (y, x) has queries y + 4·r, and of the warp's keys x + 8·j, of its columns 4x + 32·c.
+  // A warp's lanes are 4 × 8: lane (y, x) has queries kOwnRows·y + r, of the warp's keys x + 8·j, of its columns 4x + 32·c.
   static constexpr int kAcross = 8, kDown = 4, kOwnQuads = 2;
   static constexpr int kWarpRows = kDown * kOwnRows, kWarpKeys = kAcross * kOwnKeys;
   // Warps that share queries, and keys of a step.
@@ -23,10 +23,11 @@ struct Float32Kernel {
   // Chunks: all keys of a step and kDepth of their dimensions; kValues of its values.
   static constexpr int kDepth = 64 / kSharing, kValues = kWarpKeys / kSharing;
   static constexpr int kKeyChunks = kHeadDimension / kDepth, kValueChunks = kKeys / kValues, kChunks = kKeyChunks + kValueChunks;
-  // Of rows in shared memory. Neighbouring rows begin 4 banks apart, so that lanes can read four numbers of a row each.
-  static constexpr int kQueryPitch = kHeadDimension + 4, kKeyPitch = kDepth + 4, kWeightPitch = kKeys + 4;
+  // Queries and weights lie in shared memory with a row for each dimension or key, so that a lane reads those of its queries at
+  // once. Neighbouring rows begin 4 banks apart, for lanes that take four numbers of a row each.
+  static constexpr int kQueryPitch = kRows + 4, kKeyPitch = kDepth + 4;
   struct Shared {
-    float query[kRows * kQueryPitch], weights[kRows * kWeightPitch], chunk[2][kKeys * kKeyPitch];
+    float query[kHeadDimension * kQueryPitch], weights[kKeys * kQueryPitch], chunk[2][kKeys * kKeyPitch];
     float row[kWarps][kWarpRows];  // maxima or sums of each warp's rows
   };
   static_assert(kValues * kHeadDimension <= kKeys * kKeyPitch && kChunks % 2 == 0);
@@ -49,43 +50,45 @@ struct ThreadPlace {
     part = warp % Kernel::kSharing;
   }
 
-  __device__ int row(int r) const { return first_row + y + Kernel::kDown * r; }
+  __device__ int row(int r) const { return first_row + Kernel::kOwnRows * y + r; }
   __device__ int key(int j) const { return Kernel::kWarpKeys * part + x + Kernel::kAcross * j; }
   __device__ int column(int c) const { return 64 * part + 4 * (x + Kernel::kAcross * c); }
-  // Where a row's weights of the lane's keys begin: side by side, so that four are written at once.
-  __device__ int weights() const { return Kernel::kWarpKeys * part + Kernel::kOwnKeys * x; }
 };
 
-// kRows × 4·kQuads numbers of a strided matrix → shared memory, in the background where rows allow it; zeros outside. Row n of
-// the tile is first_row + row_of(n) of the matrix, where row_of(a + b) = row_of(a) + row_of(b) for a and b without common bits.
-template <typename Kernel, int kRows, int kQuads, int kPitch, typename RowOf>
-__device__ inline void fetch_tile(float *tile, const float *matrix, const OrtFlashTensor &t, int first_row, const RowOf &row_of,
-                                  int first_column, int row_limit, int column_limit, bool wide) {
+// Four numbers of a row of a strided matrix; zeros outside.
+__device__ inline float4 read_quad(const float *matrix, const OrtFlashTensor &t, int row, int column, int row_limit,
+                                   int column_limit, bool wide) {
+  float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (row >= row_limit || column >= column_limit) return four;
+  const float *from = matrix + row * t.sequence + column * t.dimension;
+  if (wide) return load_quad(from);
+  four.x = from[0];
+  if (column + 1 < column_limit) four.y = from[t.dimension];
+  if (column + 2 < column_limit) four.z = from[2 * t.dimension];
+  if (column + 3 < column_limit) four.w = from[3 * t.dimension];
+  return four;
+}
+
+// kRows rows of kQuads quads of a strided matrix → shared memory, in the background where rows allow it; zeros outside.
+template <typename Kernel, int kRows, int kQuads, int kPitch>
+__device__ inline void fetch_tile(float *tile, const float *matrix, const OrtFlashTensor &t, int first_row, int first_column,
+                                  int row_limit, int column_limit, bool wide) {
   constexpr int kStep = Kernel::kThreads / kQuads;
   static_assert(kRows % kStep == 0);
-  const int first = threadIdx.x / kQuads, row = first_row + row_of(first);
+  const int first = threadIdx.x / kQuads, row = first_row + first;
   const int column = threadIdx.x % kQuads * 4, from_column = first_column + column;
   float *to = tile + first * kPitch + column;
   if (wide) {
     const float *from = matrix + row * t.sequence + from_column;
     const int rows = from_column < column_limit ? row_limit - row : 0;
 #pragma unroll
-    for (int n = 0; n < kRows; n += kStep) {
-      const bool take = row_of(n) < rows;
-      ptx::copy_async_16(ptx::shared_address(to + n * kPitch), take ? from + row_of(n) * t.sequence : matrix, take);
-    }
+    for (int n = 0; n < kRows; n += kStep)
+      ptx::copy_async_16(ptx::shared_address(to + n * kPitch), n < rows ? from + n * t.sequence : matrix, n < rows);
     return;
   }
 #pragma unroll 1
-  for (int n = 0; n < kRows; n += kStep) {
-    float four[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const bool take = row + row_of(n) < row_limit && from_column + e < column_limit;
-      four[e] = take ? matrix[(row + row_of(n)) * t.sequence + (from_column + e) * t.dimension] : 0.0f;
-    }
-    *reinterpret_cast<float4 *>(to + n * kPitch) = make_float4(four[0], four[1], four[2], four[3]);
-  }
+  for (int n = 0; n < kRows; n += kStep)
+    *reinterpret_cast<float4 *>(to + n * kPitch) = read_quad(matrix, t, row + n, from_column, row_limit, column_limit, false);
 }
 
 template <typename Kernel>
@@ -93,64 +96,76 @@ using OwnScores = float[Kernel::kOwnRows][Kernel::kOwnKeys];
 template <typename Kernel>
 using OwnOutputs = float[Kernel::kOwnRows][Kernel::kOwnQuads][4];
 
-// A column of quads of a tile's rows that a lane has.
-template <typename Kernel, int kPitch>
-__device__ inline void load_rows(float4 (&quads)[Kernel::kOwnRows], const float *from) {
-#pragma unroll
-  for (int r = 0; r < Kernel::kOwnRows; ++r) quads[r] = load_quad(from + Kernel::kDown * r * kPitch);
-}
-
-// S += Q·Kᵀ over four dimensions, with the queries' quads here and the next ones on their way. `keys` begins at the lane's first.
+// One dimension, or one key's weights, of a lane's queries. Which of them a register holds then follows from the query alone: the
+// compiler can keep each product's operands and its sum in different banks of the registers, where a number for each of four
+// dimensions would meet its sum in one bank for two of them (log 22 of NOTES.md).
 template <typename Kernel>
-__device__ inline void multiply_query_key(OwnScores<Kernel> &scores, const float4 (&q)[Kernel::kOwnRows],
-                                          float4 (&next)[Kernel::kOwnRows], const float *next_query, const float *keys) {
-  load_rows<Kernel, Kernel::kQueryPitch>(next, next_query);
+__device__ inline void load_rows(float (&to)[Kernel::kOwnRows], const float *from) {
 #pragma unroll
-  for (int j = 0; j < Kernel::kOwnKeys; ++j) {
-    const float4 k = load_quad(keys + Kernel::kAcross * j * Kernel::kKeyPitch);
-#pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].x, k.x, scores[r][j]);
-#pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].y, k.y, scores[r][j]);
-#pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].z, k.z, scores[r][j]);
-#pragma unroll
-    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[r].w, k.w, scores[r][j]);
+  for (int r = 0; r < Kernel::kOwnRows; r += 4) {
+    const float4 four = load_quad(from + r);
+    to[r] = four.x, to[r + 1] = four.y, to[r + 2] = four.z, to[r + 3] = four.w;
   }
 }
 
-// The same over a chunk's dimensions. `query` begins at the lane's first row and the chunk's first dimension. What is read
-// ahead in the end lies behind them, and goes nowhere.
+template <typename Kernel>
+__device__ inline void load_four_rows(float (&to)[4][Kernel::kOwnRows], const float *from) {
+#pragma unroll
+  for (int n = 0; n < 4; ++n) load_rows<Kernel>(to[n], from + n * Kernel::kQueryPitch);
+}
+
+// S += Q·Kᵀ over four dimensions, with those of the queries here and the next ones on their way. `keys` begins at the lane's
+// first.
+template <typename Kernel>
+__device__ inline void multiply_query_key(OwnScores<Kernel> &scores, const float (&q)[4][Kernel::kOwnRows],
+                                          float (&next)[4][Kernel::kOwnRows], const float *next_query, const float *keys) {
+#pragma unroll
+  for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+    if (j == 2) load_four_rows<Kernel>(next, next_query);
+    const float4 k = load_quad(keys + Kernel::kAcross * j * Kernel::kKeyPitch);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[0][r], k.x, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[1][r], k.y, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[2][r], k.z, scores[r][j]);
+#pragma unroll
+    for (int r = 0; r < Kernel::kOwnRows; ++r) scores[r][j] = fmaf(q[3][r], k.w, scores[r][j]);
+  }
+}
+
+// The same over a chunk's dimensions. `query` begins at the lane's first row and the chunk's first dimension.
 template <typename Kernel>
 __device__ inline void add_query_key(OwnScores<Kernel> &scores, const float *query, const float *keys) {
-  float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
-  load_rows<Kernel, Kernel::kQueryPitch>(even, query);
+  float even[4][Kernel::kOwnRows], odd[4][Kernel::kOwnRows];
+  load_four_rows<Kernel>(even, query);
 #pragma unroll 1
   for (int d = 0; d < Kernel::kDepth; d += 8) {
-    multiply_query_key<Kernel>(scores, even, odd, query + d + 4, keys + d);
-    multiply_query_key<Kernel>(scores, odd, even, query + d + 8, keys + d + 4);
+    const float *after = query + (d + 8 < Kernel::kDepth ? d + 8 : d) * Kernel::kQueryPitch;
+    multiply_query_key<Kernel>(scores, even, odd, query + (d + 4) * Kernel::kQueryPitch, keys + d);
+    multiply_query_key<Kernel>(scores, odd, even, after, keys + d + 4);
   }
 }
 
 // O += P·V over four keys. `values` begins at the lane's first column.
 template <typename Kernel>
-__device__ inline void multiply_weight_value(OwnOutputs<Kernel> &output, const float4 (&w)[Kernel::kOwnRows],
-                                             float4 (&next)[Kernel::kOwnRows], const float *next_weights,
+__device__ inline void multiply_weight_value(OwnOutputs<Kernel> &output, const float (&w)[4][Kernel::kOwnRows],
+                                             float (&next)[4][Kernel::kOwnRows], const float *next_weights,
                                              const float *values) {
-  load_rows<Kernel, Kernel::kWeightPitch>(next, next_weights);
+  load_four_rows<Kernel>(next, next_weights);
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
 #pragma unroll
     for (int c = 0; c < Kernel::kOwnQuads; ++c) {
       const float4 v = load_quad(values + e * Kernel::kHeadDimension + 4 * Kernel::kAcross * c);
 #pragma unroll
-      for (int r = 0; r < Kernel::kOwnRows; ++r) {
-        const float weight = e == 0 ? w[r].x : e == 1 ? w[r].y : e == 2 ? w[r].z : w[r].w;
-        output[r][c][0] = fmaf(weight, v.x, output[r][c][0]);
-        output[r][c][1] = fmaf(weight, v.y, output[r][c][1]);
-        output[r][c][2] = fmaf(weight, v.z, output[r][c][2]);
-        output[r][c][3] = fmaf(weight, v.w, output[r][c][3]);
-      }
+      for (int r = 0; r < Kernel::kOwnRows; ++r) output[r][c][0] = fmaf(w[e][r], v.x, output[r][c][0]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) output[r][c][1] = fmaf(w[e][r], v.y, output[r][c][1]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) output[r][c][2] = fmaf(w[e][r], v.z, output[r][c][2]);
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; ++r) output[r][c][3] = fmaf(w[e][r], v.w, output[r][c][3]);
     }
   }
 }
@@ -158,12 +173,14 @@ __device__ inline void multiply_weight_value(OwnOutputs<Kernel> &output, const f
 // The same over a chunk's keys.
 template <typename Kernel>
 __device__ inline void add_weight_value(OwnOutputs<Kernel> &output, const float *weights, const float *values) {
-  float4 even[Kernel::kOwnRows], odd[Kernel::kOwnRows];
-  load_rows<Kernel, Kernel::kWeightPitch>(even, weights);
+  float even[4][Kernel::kOwnRows], odd[4][Kernel::kOwnRows];
+  load_four_rows<Kernel>(even, weights);
 #pragma unroll 1
   for (int k = 0; k < Kernel::kValues; k += 8) {
-    multiply_weight_value<Kernel>(output, even, odd, weights + k + 4, values + k * Kernel::kHeadDimension);
-    multiply_weight_value<Kernel>(output, odd, even, weights + k + 8, values + (k + 4) * Kernel::kHeadDimension);
+    const float *after = weights + (k + 8 < Kernel::kValues ? k + 8 : k) * Kernel::kQueryPitch;
+    multiply_weight_value<Kernel>(output, even, odd, weights + (k + 4) * Kernel::kQueryPitch,
+                                  values + k * Kernel::kHeadDimension);
+    multiply_weight_value<Kernel>(output, odd, even, after, values + (k + 4) * Kernel::kHeadDimension);
   }
 }
 
@@ -198,7 +215,7 @@ template <typename Kernel, typename Combine>
 __device__ inline float combine_warps(float value, typename Kernel::Shared &shared, const ThreadPlace<Kernel> &place,
                                       const Combine &combine) {
   if constexpr (Kernel::kSharing > 1) {
-    const int row = place.y + Kernel::kDown * (place.x % Kernel::kOwnRows), first = place.warp - place.part;
+    const int row = Kernel::kOwnRows * place.y + place.x % Kernel::kOwnRows, first = place.warp - place.part;
     if (place.x < Kernel::kOwnRows) shared.row[place.warp][row] = value;
     __syncthreads();
 #pragma unroll
@@ -245,7 +262,7 @@ template <typename Kernel>
 struct Softmax {
   float maximum = kMinusInfinity, sum = 0.0f;
 
-  // Scores → weights in shared memory, from the lane's first on; outputs so far are brought to the new maximum.
+  // Scores → weights in shared memory, where `weights` is the lane's first; outputs so far are brought to the new maximum.
   __device__ void update(float highest, OwnScores<Kernel> &scores, OwnOutputs<Kernel> &output, float *weights, float scale,
                          const ThreadPlace<Kernel> &place) {
     const float factor = Kernel::kRules ? kLog2E : scale * kLog2E;
@@ -264,16 +281,20 @@ struct Softmax {
         score = ptx::exp2(Kernel::kRules ? (score - start) * factor : fmaf(score, factor, -base));
         part[r] += score;
       }
-#pragma unroll
-      for (int j = 0; j < Kernel::kOwnKeys; j += 4) {
-        *reinterpret_cast<float4 *>(weights + Kernel::kDown * r * Kernel::kWeightPitch + j) = make_float4(scores[r][j], scores[r][j + 1], scores[r][j + 2], scores[r][j + 3]);
-      }
       if (!grows) continue;
       const float shrink = of_row<Kernel>(rescale, r);
 #pragma unroll
       for (int c = 0; c < Kernel::kOwnQuads; ++c) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) output[r][c][e] *= shrink;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < Kernel::kOwnKeys; ++j) {
+#pragma unroll
+      for (int r = 0; r < Kernel::kOwnRows; r += 4) {
+        *reinterpret_cast<float4 *>(weights + Kernel::kAcross * j * Kernel::kQueryPitch + r) =
+            make_float4(scores[r][j], scores[r + 1][j], scores[r + 2][j], scores[r + 3][j]);
       }
     }
     sum = sum * rescale + reduce_rows<Kernel>(part, place, [](float a, float b) { return a + b; });
@@ -322,29 +343,29 @@ struct Fetch {
   const float *keys, *values;
   int readable;  // values from here on are zeros
 
-  // Which key the weight at a place belongs to: the place's digits are part, x and j.
-  static __device__ int key_at(int place) {
-    const int in_part = place % Kernel::kWarpKeys;
-    return place - in_part + in_part / Kernel::kOwnKeys + in_part % Kernel::kOwnKeys * Kernel::kAcross;
-  }
-
   __device__ void chunk(float *to, int first_key, int number) const {
     if (number < Kernel::kKeyChunks) {
       fetch_tile<Kernel, Kernel::kKeys, Kernel::kDepth / 4, Kernel::kKeyPitch>(
-          to, keys, p.key, first_key, [](int n) { return n; }, number * Kernel::kDepth, p.keys, p.head_dimension,
-          p.wide_loads);
+          to, keys, p.key, first_key, number * Kernel::kDepth, p.keys, p.head_dimension, p.wide_loads);
     } else {
-      const int first = (number - Kernel::kKeyChunks) * Kernel::kValues;
       fetch_tile<Kernel, Kernel::kValues, Kernel::kHeadDimension / 4, Kernel::kHeadDimension>(
-          to, values, p.value, first_key + key_at(first), [](int n) { return key_at(n); }, 0, readable, p.value_dimension,
+          to, values, p.value, first_key + (number - Kernel::kKeyChunks) * Kernel::kValues, 0, readable, p.value_dimension,
           p.wide_loads);
     }
     ptx::copy_async_commit();
   }
 
+  // With a row for each dimension; neighbouring threads take neighbouring queries, so that they write side by side.
   __device__ void queries(float *to, const float *from, int first_query) const {
-    fetch_tile<Kernel, Kernel::kRows, Kernel::kHeadDimension / 4, Kernel::kQueryPitch>(
-        to, from, p.query, first_query, [](int n) { return n; }, 0, p.queries, p.head_dimension, p.wide_loads);
+#pragma unroll 4
+    for (int n = threadIdx.x; n < Kernel::kRows * Kernel::kHeadDimension / 4; n += Kernel::kThreads) {
+      const int row = n % Kernel::kRows, column = n / Kernel::kRows * 4;
+      const float4 four =
+          read_quad(from, p.query, first_query + row, column, p.queries, p.head_dimension, p.wide_loads);
+      float *at = to + column * Kernel::kQueryPitch + row;
+      at[0] = four.x, at[Kernel::kQueryPitch] = four.y;
+      at[2 * Kernel::kQueryPitch] = four.z, at[3 * Kernel::kQueryPitch] = four.w;
+    }
   }
 };
 
@@ -371,8 +392,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   const KeyRange bottom = visibility.of(min(warp_query + Kernel::kWarpRows, p.queries) - 1);
 
   // From the lane's first row on.
-  const float *query = shared.query + place.row(0) * Kernel::kQueryPitch;
-  float *weights = shared.weights + place.row(0) * Kernel::kWeightPitch;
+  const float *query = shared.query + place.row(0);
+  float *weights = shared.weights + place.row(0);
   Softmax<Kernel> softmax;
   OwnOutputs<Kernel> output = {};
   const int begin = visit.begin / kKeys * kKeys;
@@ -396,7 +417,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 #pragma unroll 1
     for (int n = 0; n < kKeyChunks; ++n) {
       const float *chunk = next(n);
-      if (some) add_query_key<Kernel>(scores, query + n * Kernel::kDepth, chunk + place.key(0) * Kernel::kKeyPitch);
+      if (some) add_query_key<Kernel>(scores, query + n * Kernel::kDepth * Kernel::kQueryPitch, chunk + place.key(0) * Kernel::kKeyPitch);
     }
     float highest = softmax.maximum;
     if (some) {
@@ -405,11 +426,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       highest = fmaxf(highest, highest_score<Kernel>(scores, place));
     }
     highest = combine_warps<Kernel>(highest, shared, place, [](float a, float b) { return fmaxf(a, b); });
-    if (some) softmax.update(highest, scores, output, weights + place.weights(), p.scale, place);
+    if (some) softmax.update(highest, scores, output, weights + place.key(0) * Kernel::kQueryPitch, p.scale, place);
 #pragma unroll 1
     for (int n = 0; n < Kernel::kValueChunks; ++n) {
       const float *chunk = next(kKeyChunks + n);
-      if (some) add_weight_value<Kernel>(output, weights + n * Kernel::kValues, chunk + place.column(0));
+      if (some) add_weight_value<Kernel>(output, weights + n * Kernel::kValues * Kernel::kQueryPitch, chunk + place.column(0));
     }
   }
   const float sum = combine_warps<Kernel>(softmax.sum, shared, place, [](float a, float b) { return a + b; });
