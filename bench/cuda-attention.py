@@ -302,17 +302,18 @@ def decode_float32_rows(ours):
 
 def float32_rows(ours):
     """Float32, exact and with operands in tf32, against PyTorch's memory-efficient backend, which is exact too unless asked."""
-    for dimension in (64, 128, 256):
-        shape = (4, 2048 // dimension, 4096, dimension)
+    for dimension, tokens, causal in itertools.product((64, 128, 256), (512, 4096), (False, True)):
+        shape = (16384 // tokens, 2048 // dimension, tokens, dimension)
         sets = [[torch.randn(shape, device="cuda") for _ in range(3)] for _ in range(SETS)]
-        attend = torch_backend(SDPBackend.EFFICIENT_ATTENTION, False)
-        made = {name: [ours.prepare(*s, False, allow_tf32=name == "tf32") for s in sets] for name in ("exact", "tf32")}
+        attend = torch_backend(SDPBackend.EFFICIENT_ATTENTION, causal)
+        made = {name: [ours.prepare(*s, causal, allow_tf32=name == "tf32") for s in sets] for name in ("exact", "tf32")}
         ways = {name: [run for run, _ in pairs] for name, pairs in made.items()}
         ways["torch_efficient"] = [lambda s=s: attend(*s) for s in sets]
-        work = 4 * shape[0] * shape[1] * shape[2]**2 * dimension
-        row = {"heads": shape[1], "dimension": dimension, "tokens": shape[2]}
+        work = 4 * shape[0] * shape[1] * tokens**2 * dimension * (0.5 if causal else 1)
+        row = {"heads": shape[1], "dimension": dimension, "tokens": tokens, "causal": causal}
         row |= {name: time and work / time * 1e-9 for name, time in times_ms(ways).items()}
-        row |= {name + "_error": error_of(pairs[0][1], *sets[0], False) for name, pairs in made.items()}
+        row |= {name + "_error": error_of(pairs[0][1], *sets[0], causal) for name, pairs in made.items()}
+        row["torch_efficient_error"] = error_of(attend(*sets[0]), *sets[0], causal)
         yield row
 
 
@@ -357,6 +358,7 @@ def summarise(result):
     summary["masked / unmasked"] = {f"{row['dtype']} {row['dimension']} {row['mask']}": row["of_unmasked"] for row in result["masked_tflops"]}
     summary["decode, microseconds, ours and cuDNN's"] = {
         f"{row['dtype']} {row['keys']}": [row["ours_us"], row.get("torch_cudnn_us")] for row in result["decode"]}
+    summary["float32, exact / torch_efficient"] = ratio(result["float32_tflops"], "exact", ["torch_efficient"])
     errors = [row["hopper_error"] / row["torch_flash_error"] for row in forward
               if row.get("hopper_error") and row.get("torch_flash_error")]
     summary["largest error / torch_flash's"] = max(errors) if errors else None
