@@ -276,7 +276,7 @@ bool has_cluster_16_bit(const Plan &plan) {
 
 // One block a multiprocessor reads fastest, as long as there is a multiprocessor for each; a cluster of them spares the way
 // through memory, 3 µs, but has eight splits alone: enough where so half of the multiprocessors read, which is all that memory
-// gives, or where the cache is short. Measured: log 19, 20 and 22 of NOTES.md.
+// gives, or where the cache is short. Measured: log 19, 20 and 23 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
   if (!plan.hopper || blocks > device.multiprocessors) return DecodeForm::kWorkspace;
   const bool reads_enough = 20 * kMostClusterSplits * blocks >= 9 * int64_t{device.multiprocessors};

@@ -98,7 +98,7 @@ using OwnOutputs = float[Kernel::kOwnRows][Kernel::kOwnQuads][4];
 
 // One dimension, or one key's weights, of a lane's queries. Which of them a register holds then follows from the query alone: the
 // compiler can keep each product's operands and its sum in different banks of the registers, where a number for each of four
-// dimensions would meet its sum in one bank for two of them (log 23 of NOTES.md).
+// dimensions would meet its sum in one bank for two of them (log 24 of NOTES.md).
 template <typename Kernel>
 __device__ inline void load_rows(float (&to)[Kernel::kOwnRows], const float *from) {
 #pragma unroll
