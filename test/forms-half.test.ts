@@ -73,6 +73,38 @@ const FORMS: readonly Form[] = [
     },
   },
   {
+    name: 'float16: divided after the product with the values, exponentials and sum in float32',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const s = to(g, g.op('MatMul', [q, k]), 'float32');
+      const e = g.op('Exp', [g.op('Sub', [s, g.op('ReduceMax', [s], { axes: [3], keepdims: 1 })])]);
+      const total = g.op('ReduceSum', [e, g.ints([3])], { keepdims: 1 });
+      const y = g.op('Div', [to(g, g.op('MatMul', [to(g, e, 'float16'), v]), 'float32'), total]);
+      write(g, to(g, y, 'float16'), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'float16: divided after the product with the values by a sum that is rounded',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const s = to(g, g.op('MatMul', [q, k]), 'float32');
+      const e = g.op('Exp', [g.op('Sub', [s, g.op('ReduceMax', [s], { axes: [3], keepdims: 1 })])]);
+      const total = to(g, g.op('ReduceSum', [e, g.ints([3])], { keepdims: 1 }), 'float16');
+      write(g, g.op('Div', [g.op('MatMul', [to(g, e, 'float16'), v]), total]), 'b h q e', 'b q he');
+    },
+  },
+  {
+    name: 'float16: values are widened, and so is the result',
+    refused: 'different data types',
+    build(g) {
+      const [q, k, v] = plain(g);
+      const s = to(g, g.op('MatMul', [q, k]), 'float32');
+      const e = g.op('Exp', [s]);
+      const total = g.op('ReduceSum', [e, g.ints([3])], { keepdims: 1 });
+      g.output(g.op('Div', [to(g, g.op('MatMul', [to(g, e, 'float16'), v]), 'float32'), total]));
+    },
+  },
+  {
     name: 'scores that are compared with −65504 in float32',
     refused: 'raised to -65504',
     build(g) {

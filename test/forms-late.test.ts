@@ -167,7 +167,7 @@ const FORMS: readonly Form[] = [
     build(g) {
       const { s, v } = scored(g);
       const e = relative(g, s);
-      g.output(sum(g, e));
+      g.output(g.op('Log', [sum(g, e)]));
       finish(g, g.op('MatMul', [e, v]));
     },
   },
@@ -384,6 +384,37 @@ const FORMS: readonly Form[] = [
       const x = g.input('X', g.type, dims('b k d')).name;
       const e = g.op('Mul', [g.op('Exp', [x]), g.input('weight', g.type, dims('b k d')).name]);
       g.output(g.op('Div', [e, sum(g, e, 2)]));
+    },
+  },
+  {
+    name: 'late: the product is rounded to integers before it is divided',
+    refused: 'nothing divides',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      const whole = to(g, to(g, g.op('MatMul', [e, v]), 'int64'), g.type);
+      finish(g, g.op('Div', [whole, sum(g, e)]));
+    },
+  },
+  {
+    name: 'late: the sum is rounded to an integer',
+    refused: 'nothing divides',
+    build(g) {
+      const { s, v } = scored(g);
+      const e = relative(g, s);
+      late(g, e, v, to(g, to(g, sum(g, e), 'int64'), g.type));
+    },
+  },
+  {
+    name: 'late: the logarithm of the sum is an output, for results to be merged by it',
+    refused: 'the sum of the exponentials is also read by Log',
+    build(g) {
+      const { s, v } = scored(g);
+      const m = largest(g, s);
+      const e = relative(g, s, m);
+      const total = sum(g, e);
+      g.output(g.op('Add', [m, g.op('Log', [total])]));
+      late(g, e, v, total);
     },
   },
   {

@@ -86,6 +86,18 @@ const LOOKALIKES: readonly Lookalike[] = [
     refused: 'scaled by a negative number',
   },
   {
+    name: 'masked scores that are negated, and masked again: nothing is left of a score that both masks take out',
+    scores: (g, s) => masked(g, g.op('Neg', [masked(g, s, LOWEST)]), LOWEST, 'other'),
+    refused: 'negated, and masked again',
+  },
+  {
+    name: 'a bias that is negated with the scores, before a mask',
+    scores(g, s) {
+      const bias = g.op('Tanh', [g.input('bias', g.type, dims('h q k')).name]);
+      return masked(g, g.op('Neg', [g.op('Add', [s, bias])]), LOWEST);
+    },
+  },
+  {
     name: 'a mask decided from the scores',
     scores(g, s) {
       const middle = g.op('ReduceMean', [s], { axes: [3], keepdims: 1 });

@@ -83,7 +83,7 @@ export function readJoint(trace: ScoreTrace, softmax: SoftmaxForm, inference: In
     query: side(queryOperand.value, queryOperand.labels, base, inference),
     key: side(keyOperand.value, keyOperand.labels, base, inference),
     value: side(valueOperand.value, valueOperand.labels, scores, inference),
-    output: outputSide(second, outputLabels, softmax.late?.node, inference),
+    output: outputSide(second, outputLabels, softmax.late?.through, inference),
   });
   // Aligning one operand may split the scores' atoms, so that earlier ones have to be aligned again.
   let aligned = sides();
@@ -116,10 +116,10 @@ function side(operand: Value, labels: readonly string[], scores: LabelledDimensi
 function outputSide(
   second: Contraction,
   scores: LabelledDimensions,
-  division: Node | undefined,
+  through: readonly Node[] | undefined,
   inference: Inference,
 ): Side {
-  const found = outputCandidates(second.output, inference, division);
+  const found = outputCandidates(second.output, inference, through);
   if (found.length === 0)
     refuse(
       'the product of the exponentials with the values is also read before it is divided by their sum',

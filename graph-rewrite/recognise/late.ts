@@ -4,9 +4,9 @@ import type { Inference } from '../shape/inference.js';
 import { type Atom, freshDimension, leavesOf, sizeOf } from './atoms.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { isOfSequences } from './exponentials.js';
-import { onlyMover } from './output.js';
+import { isOnlyReader, onlyMover } from './output.js';
 import { refuse } from './refusal.js';
-import { type Divisor, labelsOfSum, readDivision, summedAxis } from './sums.js';
+import { type Divisor, isWidening, labelsOfSum, readDivision, summedAxis } from './sums.js';
 import { identityView, stepView, type View } from './view.js';
 
 /** A division by the sum of exponentials behind their product with something. */
@@ -20,9 +20,8 @@ export interface LateDivision {
   readonly product: Node;
   /** Undefined where nothing divides the product by that sum. */
   readonly divisor: Divisor | undefined;
-  /** Div, or Mul by the reciprocal; and the value that it divides. */
-  readonly node: Node | undefined;
-  readonly numerator: Value;
+  /** From the product's result on, in order: moves, perhaps a cast, what divides, and the cast back. */
+  readonly through: readonly Node[];
 }
 
 const LONGEST_WAY = 12;
@@ -61,18 +60,30 @@ type Found = Pick<LateDivision, 'sum' | 'summed' | 'axis' | 'product'> & { reado
 
 /** Follows the product's result to where it is divided by the sum. */
 function divided({ passed, ...found }: Found, result: Value, inference: Inference): LateDivision | undefined {
+  const through: Node[] = [];
+  const typeOf = (value: Value) => inference.of(value).type;
   for (let value = result; ; ) {
     for (const { node } of value.uses) {
       const divisor = readDivision(node, value, passed, inference);
-      if (divisor?.sum === found.sum) return { ...found, divisor, node, numerator: value };
+      if (divisor?.sum !== found.sum) continue;
+      const [quotient] = node.outputs;
+      const back = quotient && typeOf(quotient) !== typeOf(result) ? castOf(quotient) : undefined;
+      const isBack = back?.outputs[0] && typeOf(back.outputs[0]) === typeOf(result);
+      return { ...found, divisor, through: [...through, node, ...(isBack ? [back] : [])] };
     }
-    const output = onlyMover(value)?.outputs[0];
-    if (output) value = output;
-    else
-      return isOfSequences(found.summed, inference)
-        ? { ...found, divisor: undefined, node: undefined, numerator: value }
-        : undefined;
+    const cast = castOf(value);
+    const next = onlyMover(value) ?? (cast && isWidening(cast, inference) ? cast : undefined);
+    if (next) {
+      through.push(next);
+      value = next.outputs[0]!;
+    } else return isOfSequences(found.summed, inference) ? { ...found, divisor: undefined, through: [] } : undefined;
   }
+}
+
+/** The Cast that alone reads a value. */
+function castOf(value: Value): Node | undefined {
+  const [use] = value.uses;
+  return use?.node.is('Cast') && isOnlyReader(use.node, value) ? use.node : undefined;
 }
 
 /** The product of the exponentials with the values, in atoms of the scores. */
@@ -92,18 +103,19 @@ export function requireDivision(
   { product, side, view, summed, keys }: LateProduct,
   inference: Inference,
 ): void {
-  const { divisor, node, numerator } = late;
-  if (!divisor || !node)
+  const { divisor, through } = late;
+  if (!divisor)
     refuse(
-      'the exponentials of the scores are summed, but nothing divides their product with the values by that sum',
+      'the exponentials of the scores are summed, but nothing divides their product with the values by that sum alone',
       product.output,
     );
+  const at = through.findIndex((node) => node.is('Div', 'Mul'));
   const sum = summed && sumOf(summed, divisor, keys, inference);
   const result = resultOf(product, side, view, inference);
   const divides = sum && followed(sum, divisor.path, inference);
-  const divided = result && followed(result, movesTo(numerator, product.output), inference);
+  const divided = result && followed(result, through.slice(0, at), inference);
   if (!divides || !divided || !broadcasts(divides, divided))
-    refuse('what divides the product with the values is not the sum of its own row', node);
+    refuse('what divides the product with the values is not the sum of its own row', through[at]);
 }
 
 /** The dimensions of the exponentials' sum; undefined where it is not over the keys. */
@@ -156,12 +168,6 @@ function followed(view: View, nodes: readonly Node[], inference: Inference): Vie
     const hasRank = inference.of(output).shape?.length === before?.dimensions.length;
     return isElementwise && hasRank ? before : before && stepView(before, node, output, inference);
   }, view);
-}
-
-/** The nodes that move a value, to what it becomes. */
-function movesTo(target: Value, from: Value): Node[] {
-  const node = target === from ? undefined : target.producer;
-  return node ? [...movesTo(node.inputs[0]!, from), node] : [];
 }
 
 /** Whether each dimension of one view is that of the other, or the same for all of it. */

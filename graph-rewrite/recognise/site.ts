@@ -13,7 +13,7 @@ import { type MaskPlacement, termType } from './masks.js';
 import { type Plan, plan, saving } from './plan.js';
 import { DEPENDS_ON_BOTH, RefusalSignal, refuse, refuseProduct } from './refusal.js';
 import { HIGHEST_FLOOR, type ScoreTrace, scorePaths, traceScores } from './scores.js';
-import { extraSteps, requireDigits, requireLargestOne, type SoftmaxForm } from './softmax.js';
+import { extraSteps, requireDigits, requireLargestOne, requireOwnSum, type SoftmaxForm } from './softmax.js';
 import { withZeroed } from './zeroed.js';
 
 /** A place that computes attention, understood well enough to be replaced. */
@@ -56,6 +56,7 @@ function matchTrace(scores: ScoreTrace, softmax: SoftmaxForm, inference: Inferen
   const written = combineSteps([...trace.steps, ...extraSteps(softmax, trace, inference)]);
   requireLargestOne(softmax, trace, inference);
   const joint = readJoint(trace, softmax, inference);
+  requireOwnSum(softmax);
   const formula = withZeroed(written, joint.zeroed, inference);
   requireSameForAllKeys(formula.shifts, joint.keys, inference);
   const factors = assignFactors(formula.factors, joint.probabilityFactors, joint, inference);
@@ -113,6 +114,8 @@ function whyUnread(count: number): string {
 /** Fills from here on leave scores few digits, and those from the end on none. */
 const COARSE_FILL = 1e6;
 const COARSE_FILL_END = 1e30;
+/** Numbers from here on are fills, and no biases. */
+const LEAST_FILL = 1e4;
 
 /** Refuses fills beside which scores are rounded to what depends on a constant that was added to all of them. */
 function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
@@ -121,6 +124,12 @@ function requireRounding({ masks }: ScoreFormula, inference: Inference): void {
     mayHoldFill(value, inference, COARSE_FILL / Math.abs(factor), COARSE_FILL_END / Math.abs(factor));
   const coarse = masks.find(isCoarse);
   if (coarse) refuse('a mask that rounds scores is added after a number was added to all of them', coarse.value);
+  // What is left where one mask raises scores that another lowers is rounded as the model's order has it.
+  const isHigh = ({ kind, value, factor }: MaskTerm) =>
+    kind === 'additive' && mayHoldFill(value, inference, LEAST_FILL / Math.abs(factor));
+  const raised = masks.find((mask) => mask.scaledBy < 0 && isHigh(mask));
+  const lowers = (mask: MaskTerm) => mask.scaledBy > 0 && (mask.kind !== 'additive' || isHigh(mask));
+  if (raised && masks.some(lowers)) refuse('masked scores are negated, and masked again', raised.value);
 }
 
 /** A guard against NaN is passed, as the operator's rows without keys are zeros: no mask may bring NaN by itself. */

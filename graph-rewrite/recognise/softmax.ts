@@ -28,6 +28,8 @@ export interface SoftmaxForm {
   readonly isQuotient?: boolean;
   /** Whether the logarithm of the sum is subtracted, which is rounded to the digits of the largest score. */
   readonly isLogarithm?: boolean;
+  /** What sums the exponentials, and what happens to that. */
+  readonly sums?: readonly Node[];
   /** Masks that come behind the exponentials. */
   readonly masks?: readonly ExponentialMask[];
   /** Set where a number is added to the sum of the exponentials. */
@@ -120,7 +122,18 @@ function readQuotient(node: Node, inference: Inference): SoftmaxForm | undefined
     const before = [...(more?.nodes ?? []), exponential.producer!, ...masks.map((mask) => mask.node)];
     const extra = more ? { extra: more.extra } : {};
     const nodes = [...before, sum, ...moves, node];
-    return { input, output, axis, nodes, anchor: node, isQuotient: true, masks, guards, ...extra };
+    return {
+      input,
+      output,
+      axis,
+      nodes,
+      anchor: node,
+      isQuotient: true,
+      sums: [sum, ...moves],
+      masks,
+      guards,
+      ...extra,
+    };
   }
   return undefined;
 }
@@ -136,10 +149,11 @@ function readExponentials(node: Node, inference: Inference): SoftmaxForm | undef
   const { axis, divisor } = late;
   const input = divisor?.more?.input ?? given;
   const before = [...(divisor?.more?.nodes ?? []), node, ...masks.map((mask) => mask.node)];
-  const nodes = [...before, late.sum, ...(divisor?.nodes ?? [])];
+  const sums = [late.sum, ...(divisor?.nodes ?? [])];
+  const nodes = [...before, ...sums];
   const extra = divisor?.more ? { extra: divisor.more.extra } : {};
   const guards = divisor?.guards ?? [];
-  return { input, output, axis, nodes, anchor: node, isQuotient: true, masks, guards, late, ...extra };
+  return { input, output, axis, nodes, anchor: node, isQuotient: true, sums, masks, guards, late, ...extra };
 }
 
 /** Scores from here on leave the logarithm of a sum of exponentials less than three decimals in float32. */
@@ -172,6 +186,17 @@ export function extraSteps(
       extra.value,
     );
   return [{ kind: 'sink', ...extra, first: false, axis, dimensions: view.dimensions }];
+}
+
+/** Refuses sums that something else needs too: then the exponentials have to be computed anyway. */
+export function requireOwnSum({ sums = [], nodes, late }: SoftmaxForm): void {
+  const own = new Set([...nodes, ...(late?.through ?? [])]);
+  for (const { outputs } of sums) {
+    const [value] = outputs;
+    if (value?.isOutput) refuse('the sum of the exponentials is an output of the graph', value);
+    const other = value?.uses.find(({ node }) => !feedsOnly(node, own));
+    if (other) refuse(`the sum of the exponentials is also read by ${other.node.opType}`, value);
+  }
 }
 
 /** Refuses what keeps the sum from zero where it may change a sum of a row that has keys, which is one or more only then. */

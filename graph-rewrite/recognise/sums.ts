@@ -93,7 +93,7 @@ export function readDivisor(
     path.unshift(node);
     const inverted = inverse ? invertedBy(node, inference) : undefined;
     const guarded = inverse ? undefined : guardedBy(node, summable[0]!, inference);
-    const isIdle = node.is(...MOVES) || (node.is('Cast') && inference.of(node.inputs[0]!).type === node.int('to'));
+    const isIdle = node.is(...MOVES) || keepsDigits(node, numerator, inference);
     const one = inverse && node.is('Mul') ? node.inputs.findIndex((v) => v && inference.scalarOf(v) === 1) : -1;
     if (isIdle) value = node.inputs[0]!;
     else if (one >= 0) value = node.inputs[1 - one]!;
@@ -111,6 +111,27 @@ export function readDivisor(
   }
   return undefined;
 }
+
+/** Whether a Cast leaves numbers as they are, or makes them as narrow as what they are to divide. */
+function keepsDigits(node: Node, numerator: Value, inference: Inference): boolean {
+  const isNarrowed = node.is('Cast') && isFloat(node.int('to')) && node.int('to') === inference.of(numerator).type;
+  return isWidening(node, inference) || isNarrowed;
+}
+
+/** Whether a node is a Cast of floating-point numbers to their own type or a wider one. */
+export function isWidening(node: Node, inference: Inference): boolean {
+  const [from, to] = [node.inputs[0] && inference.of(node.inputs[0]).type, node.int('to')];
+  if (!node.is('Cast') || !isFloat(from) || !isFloat(to)) return false;
+  return from === to || WIDTHS.get(to)! > WIDTHS.get(from)!;
+}
+
+const isFloat = (type: number | undefined): type is number => type !== undefined && WIDTHS.has(type);
+const WIDTHS: ReadonlyMap<number, number> = new Map([
+  [DataType.FLOAT16, 1],
+  [DataType.BFLOAT16, 1],
+  [DataType.FLOAT, 2],
+  [DataType.DOUBLE, 3],
+]);
 
 /** 1 / x, as Reciprocal or Div. */
 function invertedBy(node: Node, inference: Inference): Value | undefined {
