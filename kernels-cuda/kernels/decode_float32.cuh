@@ -7,18 +7,37 @@
 
 namespace ortflash {
 
+// Two blocks a multiprocessor; 64 KiB at least are a split.
 template <int kHeadDimension>
 struct DecodeFloat32Tiles {
   static constexpr int kWarps = 4, kStages = 2;
-  // At least what the stages of a block hold.
-  static constexpr int kLeastKeys = 8192 / kHeadDimension;
-  static constexpr SplitRule kSplits{2, kLeastKeys, 0x7fffffff, false, kLeastKeys < 64 ? kLeastKeys : 64};
+  static constexpr Combining kCombining = Combining::kWorkspace;
+  static constexpr bool kStartsEarly = false;  // see DecodeDefaults of decode.cuh
+  static constexpr int kLeastKeys = 8192 / kHeadDimension, kStep = kLeastKeys < 64 ? kLeastKeys : 64;
+  static constexpr SplitRule kSplits{2, kLeastKeys, 0x7fffffff, false, kStep};
 };
 
-template <int kHeadDimension_, int kRows_, typename Tiles = DecodeFloat32Tiles<kHeadDimension_>>
+// The forms for compute capability 9.0, see choose_decode_form().
+template <int kHeadDimension>
+struct DecodeFloat32WideTiles : DecodeFloat32Tiles<kHeadDimension> {
+  using Base = DecodeFloat32Tiles<kHeadDimension>;
+  static constexpr int kWarps = 8, kStages = 3;
+  static constexpr bool kStartsEarly = true;
+  static constexpr SplitRule kSplits{1, Base::kLeastKeys, 0x7fffffff, false, Base::kStep};
+};
+
+template <int kHeadDimension>
+struct DecodeFloat32ClusterTiles : DecodeFloat32WideTiles<kHeadDimension> {
+  using Base = DecodeFloat32Tiles<kHeadDimension>;
+  static constexpr Combining kCombining = Combining::kCluster;
+  static constexpr SplitRule kSplits{1, Base::kLeastKeys, kMostClusterSplits, true, Base::kStep};
+};
+
+template <int kHeadDimension_, int kRows_, typename Tiles_ = DecodeFloat32Tiles<kHeadDimension_>>
 struct DecodeFloat32Kernel {
   using Element = float;
-  static constexpr Combining kCombining = Combining::kWorkspace;
+  using Tiles = Tiles_;
+  static constexpr Combining kCombining = Tiles::kCombining;
   static constexpr int kHeadDimension = kHeadDimension_, kRows = kRows_, kWarps = Tiles::kWarps, kThreads = 32 * kWarps;
   static constexpr int kStages = Tiles::kStages;
   // Of a step of a warp, which brings 4 KiB of keys and as much of values.
@@ -28,7 +47,8 @@ struct DecodeFloat32Kernel {
   static constexpr int kPitch = kHeadDimension + 4;                          // of a row of a warp's result
   static constexpr int kRowFloats = kPitch + 4;                              // and its maximum and sum, in 16-byte pieces
   static constexpr int kStreamFloats = kWarps * (2 * kStages * kTileFloats + kWeightFloats) + kQueryFloats;
-  static constexpr int kResultFloats = kWarps * kRows * kRowFloats;
+  // With a cluster, the block's merged rows follow those of its warps.
+  static constexpr int kResultFloats = (kWarps + (kCombining == Combining::kCluster)) * kRows * kRowFloats;
   static constexpr int kSharedBytes = 4 * (kStreamFloats > kResultFloats ? kStreamFloats : kResultFloats);
 };
 
@@ -288,12 +308,13 @@ __device__ inline void load_queries(float *tile, const AttentionParams &p, int b
 }
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, 2) decode_float32(const __grid_constant__ AttentionParams p) {
+__device__ inline void decode_split_of_float32(const AttentionParams &p) {
   using Scores = ScoreLayout<Kernel>;
   using Outputs = OutputLayout<Kernel>;
   constexpr int kRows = Kernel::kRows, kKeys = Kernel::kKeys, kStages = Kernel::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
   float *const memory = reinterpret_cast<float *>(shared);
+  if constexpr (Kernel::Tiles::kStartsEarly) ptx::wait_for_prerequisites();
   int row_tile = 0, split = blockIdx.x;
   if (p.queries * p.heads_per_key > kRows) {
     row_tile = blockIdx.x / p.splits;
@@ -327,7 +348,9 @@ __global__ void __launch_bounds__(Kernel::kThreads, 2) decode_float32(const __gr
   const int first = begin + kKeys * warp;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s, first + s * kStride);
-  if (p.tally && threadIdx.x == 0) open_tally(p, tally_index<Kernel>(p, row_tile));
+  if constexpr (Kernel::kCombining == Combining::kWorkspace) {
+    if (p.tally && threadIdx.x == 0) open_tally(p, tally_index<Kernel>(p, row_tile));
+  }
   load_queries<Kernel>(query, p, batch, key_head, first_row);
 
   KeyRange visible[Scores::kHeldRows];
@@ -386,7 +409,21 @@ __global__ void __launch_bounds__(Kernel::kThreads, 2) decode_float32(const __gr
   }
   __syncthreads();
   merge_warps<Kernel>(p, memory, batch, key_head, first_row, split);
-  if (p.tally) combine_in_last_block<Kernel>(p, memory, row_tile, batch, key_head);
+  if constexpr (Kernel::kCombining == Combining::kCluster) {
+    if (p.splits > 1) combine_cluster<Kernel>(p, memory, batch, key_head, first_row, split);
+  } else if (p.tally) {
+    combine_in_last_block<Kernel>(p, memory, row_tile, batch, key_head);
+  }
+}
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 8 / Kernel::kWarps)
+    decode_float32(const __grid_constant__ AttentionParams p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  // Never started there.
+  if constexpr (!Kernel::Tiles::kStartsEarly)
+#endif
+    decode_split_of_float32<Kernel>(p);
 }
 
 }  // namespace ortflash

@@ -1,19 +1,13 @@
 // How the float32 decode kernel is started.
 #pragma once
 #include "decode_float32.cuh"
-#include "launch.h"
+#include "decode_launch.cuh"
 
 namespace ortflash {
 
 template <typename Kernel>
 cudaError_t launch_decode_float32_kernel(const AttentionParams &p, cudaStream_t stream) {
-  const int64_t across = divide_up(int64_t{p.queries} * p.heads_per_key, Kernel::kRows) * p.splits;
-  if (across > 0x7fffffff || p.key_heads > kMostDecodeHeads || p.batch > kMostDecodeHeads)
-    return cudaErrorInvalidConfiguration;
-  const dim3 grid(static_cast<unsigned>(across), p.key_heads, p.batch);
-  const cudaError_t error =
-      start_with({}, decode_float32<Kernel>, grid, Kernel::kThreads, Kernel::kSharedBytes, stream, p);
-  return error != cudaSuccess || p.splits == 1 || p.tally ? error : launch_combine<float>(p, stream);
+  return start_decode<Kernel>(decode_float32<Kernel>, p, stream);
 }
 
 // With the least rows that hold the call's, or 16.

@@ -9,6 +9,8 @@ const std::vector<Candidate> &candidates() {
     add_decode_candidates<__half, 64>(made);
     add_decode_candidates<__half, 128>(made);
     add_decode_candidates<__half, 256>(made);
+    add_decode_candidates<float, 64>(made);
+    add_decode_candidates<float, 128>(made);
     return made;
   }();
   return all;

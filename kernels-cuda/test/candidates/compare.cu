@@ -117,7 +117,10 @@ std::string candidate_name(int number) {
   static const char *const kernels[] = {"", "", "", "ampere", "hopper", "decode"};
   const ortflash::Candidate &c = candidates()[number];
   return std::string(kernels[c.kernel]) + " " + std::to_string(c.head_dimension) +
-         (c.element == ORTFLASH_BFLOAT16 ? " bf16: " : ": ") + c.name;
+         (c.element == ORTFLASH_BFLOAT16  ? " bf16: "
+          : c.element == ORTFLASH_FLOAT32 ? " float32: "
+                                          : ": ") +
+         c.name;
 }
 
 int time_candidate(int number) {
