@@ -418,6 +418,16 @@ const FORMS: readonly Form[] = [
     },
   },
   {
+    name: 'exp(LogSoftmax(x)), where LogSoftmax(x) is an output as well',
+    refused: 'the logarithms of the probabilities are needed as well',
+    build(g) {
+      const { s, v } = scored(g);
+      const logarithms = g.op('LogSoftmax', [s], { axis: 3 });
+      g.output(g.op('Neg', [logarithms]));
+      finish(g, g.op('MatMul', [g.op('Exp', [logarithms]), v]));
+    },
+  },
+  {
     name: 'graph attention: the scores are sums, though a mask puts a tensor of one number in their place',
     refused: 'LeakyRelu between',
     build(g) {

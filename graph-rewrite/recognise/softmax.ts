@@ -2,7 +2,7 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import type { Expression } from '../shape/expression.js';
 import type { Inference } from '../shape/inference.js';
-import { type ExponentialMask, lastMasked, mayBeScores, readMasked } from './exponentials.js';
+import { type ExponentialMask, isOfSequences, lastMasked, mayBeScores, readMasked } from './exponentials.js';
 import { isPerRow } from './factors.js';
 import { type LateDivision, readLateDivision } from './late.js';
 import { readLogarithmOfSum } from './logarithm.js';
@@ -28,6 +28,8 @@ export interface SoftmaxForm {
   readonly isQuotient?: boolean;
   /** Whether the logarithm of the sum is subtracted, which is rounded to the digits of the largest score. */
   readonly isLogarithm?: boolean;
+  /** Set where something else needs the logarithms of the probabilities too. */
+  readonly shared?: Value;
   /** What sums the exponentials, and what happens to that. */
   readonly sums?: readonly Node[];
   /** Masks that come behind the exponentials. */
@@ -75,10 +77,13 @@ function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefine
   const logarithm = node.inputs[0];
   const [output] = node.outputs;
   const inner = logarithm?.producer;
-  if (!inner || !output || logarithm.isOutput || logarithm.uses.length > 1) return undefined;
+  if (!inner || !output) return undefined;
+  const isShared = logarithm.isOutput || logarithm.uses.length > 1;
+  if (isShared && !isOfSequences(logarithm, inference)) return undefined;
+  const shared = isShared ? { shared: logarithm } : {};
   if (inner.is('LogSoftmax')) {
     const form = readOperator(inner, inference);
-    return form && { ...form, output, nodes: [inner, node], anchor: node };
+    return form && { ...form, output, nodes: [inner, node], anchor: node, ...shared };
   }
   const [input, sum] = inner.inputs;
   const reduce = sum?.producer;
@@ -88,11 +93,11 @@ function readLogarithm(node: Node, inference: Inference): SoftmaxForm | undefine
     const written = readLogarithmOfSum(input, sum, inference);
     if (!written || !keepsRow(written.value, shape, written.axis, inference)) return undefined;
     const nodes = [...written.nodes, inner, node];
-    return { input, output, axis: written.axis, nodes, anchor: node, isLogarithm: true };
+    return { input, output, axis: written.axis, nodes, anchor: node, isLogarithm: true, ...shared };
   }
   const axis = reducedAxis(reduce, shape.length, inference);
   if (axis === undefined || !keepsRow(sum!, shape, axis, inference)) return undefined;
-  return { input, output, axis, nodes: [reduce, inner, node], anchor: node, isLogarithm: true };
+  return { input, output, axis, nodes: [reduce, inner, node], anchor: node, isLogarithm: true, ...shared };
 }
 
 /** Whether a value has this shape, with size 1 on the axis. */
@@ -188,8 +193,9 @@ export function extraSteps(
   return [{ kind: 'sink', ...extra, first: false, axis, dimensions: view.dimensions }];
 }
 
-/** Refuses sums that something else needs too: then the exponentials have to be computed anyway. */
-export function requireOwnSum({ sums = [], nodes, late }: SoftmaxForm): void {
+/** Refuses sums and logarithms that something else needs too: then the exponentials have to be computed anyway. */
+export function requireOwnSum({ shared, sums = [], nodes, late }: SoftmaxForm): void {
+  if (shared) refuse('the logarithms of the probabilities are needed as well', shared);
   const own = new Set([...nodes, ...(late?.through ?? [])]);
   for (const { outputs } of sums) {
     const [value] = outputs;
