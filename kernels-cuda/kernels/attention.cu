@@ -268,7 +268,7 @@ SplitRule split_rule(const OrtFlashAttention &c, const Plan &plan) {
 }
 
 template <typename Element>
-bool has_cluster_of(const Plan &plan) {
+bool has_cluster_16_bit(const Plan &plan) {
   return plan.tile == 64    ? has_decode_cluster<Element, 64>()
          : plan.tile == 128 ? has_decode_cluster<Element, 128>()
                             : has_decode_cluster<Element, 256>();
@@ -279,14 +279,10 @@ bool has_cluster_of(const Plan &plan) {
 // gives, or where the cache is short. Measured: log 19, 20 and 23 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
   if (!plan.hopper || blocks > device.multiprocessors) return DecodeForm::kWorkspace;
-  // Of float32, more rows than eight are more arithmetic than half of the multiprocessors do in that time.
-  const bool much_work = c.element == ORTFLASH_FLOAT32 && int64_t{c.queries} * plan.params.heads_per_key > 8;
-  const bool reads_enough =
-      !much_work && 20 * kMostClusterSplits * blocks >= 9 * int64_t{device.multiprocessors};
+  const bool reads_enough = 20 * kMostClusterSplits * blocks >= 9 * int64_t{device.multiprocessors};
   if (!reads_enough && plan.params.keys > 4096) return DecodeForm::kWide;
-  const bool has_cluster = c.element == ORTFLASH_FLOAT32   ? has_cluster_of<float>(plan)
-                           : c.element == ORTFLASH_FLOAT16 ? has_cluster_of<__half>(plan)
-                                                           : has_cluster_of<__nv_bfloat16>(plan);
+  const bool has_cluster =
+      c.element == ORTFLASH_FLOAT16 ? has_cluster_16_bit<__half>(plan) : has_cluster_16_bit<__nv_bfloat16>(plan);
   return has_cluster ? DecodeForm::kCluster : DecodeForm::kWide;
 }
 
@@ -312,7 +308,8 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.kernel != ORTFLASH_DECODE) return;
   const int64_t rows_of_head = int64_t{p.queries} * p.heads_per_key;
   const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
-  plan.form = plan.candidate ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
+  const bool one_form = plan.candidate || c.element == ORTFLASH_FLOAT32;
+  plan.form = one_form ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
   // Rounded down: a few blocks more than the device holds would run alone, after all others.
   const int64_t filling =

@@ -17,22 +17,6 @@ struct DecodeFloat32Tiles {
   static constexpr SplitRule kSplits{2, kLeastKeys, 0x7fffffff, false, kStep};
 };
 
-// The forms for compute capability 9.0, see choose_decode_form().
-template <int kHeadDimension>
-struct DecodeFloat32WideTiles : DecodeFloat32Tiles<kHeadDimension> {
-  using Base = DecodeFloat32Tiles<kHeadDimension>;
-  static constexpr int kWarps = 8, kStages = 3;
-  static constexpr bool kStartsEarly = true;
-  static constexpr SplitRule kSplits{1, Base::kLeastKeys, 0x7fffffff, false, Base::kStep};
-};
-
-template <int kHeadDimension>
-struct DecodeFloat32ClusterTiles : DecodeFloat32WideTiles<kHeadDimension> {
-  using Base = DecodeFloat32Tiles<kHeadDimension>;
-  static constexpr Combining kCombining = Combining::kCluster;
-  static constexpr SplitRule kSplits{1, Base::kLeastKeys, kMostClusterSplits, true, Base::kStep};
-};
-
 template <int kHeadDimension_, int kRows_, typename Tiles_ = DecodeFloat32Tiles<kHeadDimension_>>
 struct DecodeFloat32Kernel {
   using Element = float;

@@ -25,8 +25,9 @@ cudaError_t launch_decode_kernel(const AttentionParams &p, cudaStream_t stream) 
 
 // Whether the device can hold a cluster of the kernel's most splits: more than eight blocks are not for every one. Asked once.
 template <typename Kernel>
-bool can_launch_cluster(void (*kernel)(AttentionParams) = decode_attention<Kernel, false>) {
-  static const bool can = [&] {
+bool can_launch_cluster() {
+  static const bool can = [] {
+    const auto kernel = decode_attention<Kernel, false>;
     const auto *function = reinterpret_cast<const void *>(kernel);
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;

@@ -5,10 +5,19 @@
 namespace ortflash {
 namespace {
 
-// The table's forms, each for all lengths.
-struct Workspace : DecodeFloat32Tiles<ORTFLASH_HEAD_DIMENSION> {};
-struct Wide : DecodeFloat32WideTiles<ORTFLASH_HEAD_DIMENSION> {};
-struct Cluster : DecodeFloat32ClusterTiles<ORTFLASH_HEAD_DIMENSION> {};
+using Base = DecodeFloat32Tiles<ORTFLASH_HEAD_DIMENSION>;
+// The table's.
+struct Workspace : Base {};
+// The other forms of 16-bit decode (compute capability 9.0).
+struct Wide : Base {
+  static constexpr int kWarps = 8, kStages = 3;
+  static constexpr bool kStartsEarly = true;
+  static constexpr SplitRule kSplits{1, kLeastKeys, 0x7fffffff, false, kStep};
+};
+struct Cluster : Wide {
+  static constexpr Combining kCombining = Combining::kCluster;
+  static constexpr SplitRule kSplits{1, kLeastKeys, kMostClusterSplits, true, kStep};
+};
 // More bytes on their way, in more memory than a block has on 8.6 and 8.9.
 struct Deep : Workspace {
   static constexpr int kStages = 3;
