@@ -170,6 +170,15 @@ const LOOKALIKES: readonly Lookalike[] = [
     refused: 'a guard against NaN',
   },
   {
+    name: 'a guard against NaN that 0 · −∞ brings for keys that a mask keeps',
+    scores(g, s) {
+      const keep = cast(g, g.input('keep', 'bool', dims('b 1 1 k')).name, 'float32');
+      return g.op('Add', [s, g.op('Mul', [g.op('Sub', [g.float(1), keep]), g.float(Number.NEGATIVE_INFINITY)])]);
+    },
+    probabilities: (g, p) => g.op('Where', [g.op('IsNaN', [p]), g.float(0), p]),
+    refused: 'a guard against NaN',
+  },
+  {
     name: 'a guard of a quotient whose maximum was taken off before a mask: rows without keys are 0/0',
     scores: (g, s) => masked(g, g.op('Sub', [s, maximum(g, s, 3)]), LOWEST),
     softmax(g, s) {

@@ -137,6 +137,8 @@ export function mayBeUndefined(value: Value, inference: Inference): boolean {
     if (!FLOATS.has(type) || uniform !== undefined || constant || node?.domain !== '') continue;
     const divisor = node.is('Div') ? node.inputs[1] && inference.uniformOf(node.inputs[1]) : undefined;
     if (mayUndefine.has(node.opType) && !divisor) return true;
+    // 0 · ∞.
+    if (node.is('Mul') && node.inputs.some((v) => v && Math.abs(inference.uniformOf(v) ?? 0) === Infinity)) return true;
     if (computes.has(node.opType)) continue;
     const inputs = movesFirst.has(node.opType) ? node.inputs.slice(0, 1) : node.inputs;
     for (const input of inputs) if (input) seen.add(input);
