@@ -106,7 +106,7 @@ export function requireDivision(
   const { divisor, through } = late;
   if (!divisor)
     refuse(
-      'the exponentials of the scores are summed, but nothing divides their product with the values by that sum alone',
+      'the exponentials of the scores are summed, but nothing divides their product with the values by that sum alone, as where keys come a block at a time',
       product.output,
     );
   const at = through.findIndex((node) => node.is('Div', 'Mul'));
