@@ -36,6 +36,11 @@ export function leavesOf(dimension: Dimension): readonly Atom[] {
   return dimension.flatMap((a) => a.leaves);
 }
 
+/** Whether two lists hold the same leaves in the same order. */
+export function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
+  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
+}
+
 export function sizeOf(dimension: Dimension): Expression {
   return product(dimension.map((a) => a.size));
 }

@@ -7,7 +7,7 @@ import { broadcastShapes } from '../shape/facts.js';
 import type { Inference } from '../shape/inference.js';
 import { hasBand } from './mask/bands.js';
 import type { ElementStep } from './mask/derived.js';
-import { absorbingFill, absorbs, mayHoldFill } from './mask/magnitude.js';
+import { absorbingFill, absorbs, isSmallBeside } from './mask/magnitude.js';
 import { HIGHEST_ADDED_FILL } from './mask/terms.js';
 import type { UnderstoodMasks } from './mask/understand.js';
 import { insertedAxes, type MaskPlacement } from './masks.js';
@@ -121,9 +121,7 @@ function loweredFill(
   const isSame = ({ term }: MaskPlacement) =>
     term.kind === 'boolean' && (term.fill === fill || term.fill === Number.NEGATIVE_INFINITY);
   const isBias = ({ term }: MaskPlacement) =>
-    term.kind === 'additive' &&
-    (term.steps ?? []).every(isWidening) &&
-    !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
+    term.kind === 'additive' && (term.steps ?? []).every(isWidening) && isSmallBeside(fill, term, inference);
   const before = masks.slice(0, at).every((mask) => isSame(mask) || isBias(mask));
   return before && masks.slice(at).every(isSame) ? lower : undefined;
 }

@@ -1,7 +1,7 @@
 /** The two products of a site: queries with keys, probabilities with values. */
 import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
-import { type Atom, type Dimension, leavesOf } from './atoms.js';
+import { type Atom, type Dimension, leavesOf, sameLeaves } from './atoms.js';
 import { type Contraction, contractedLabels } from './contraction.js';
 import type { ScoreDimensions } from './cuts.js';
 import { requireDivision } from './late.js';
@@ -177,8 +177,4 @@ function labelsOf(leaves: readonly Atom[], base: LabelledDimensions): string[] |
   found.sort(([, a], [, b]) => leaves.indexOf(leavesOf(a)[0]!) - leaves.indexOf(leavesOf(b)[0]!));
   const all = found.flatMap(([, dimension]) => leavesOf(dimension));
   return sameLeaves(all, leaves) ? found.map(([label]) => label) : undefined;
-}
-
-function sameLeaves(a: readonly Atom[], b: readonly Atom[]): boolean {
-  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
 }

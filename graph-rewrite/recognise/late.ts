@@ -1,7 +1,7 @@
 /** Attention that divides by the sum of the exponentials after the product with the values, as FlashAttention itself does. */
 import type { Node, Value } from '../graph/graph.js';
 import type { Inference } from '../shape/inference.js';
-import { type Atom, freshDimension, leavesOf, sizeOf } from './atoms.js';
+import { type Atom, freshDimension, leavesOf, sameLeaves, sizeOf } from './atoms.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { isOfSequences } from './exponentials.js';
 import { isOnlyReader, onlyMover } from './output.js';
@@ -40,7 +40,7 @@ export function readLateDivision(exponential: Value, inference: Inference): Late
     const sum = readers.find((node) => summedAxis(node, value, inference) !== undefined);
     if (sum && view && !found) {
       const leaves = leavesOf(view.dimensions[summedAxis(sum, value, inference)!] ?? []);
-      const axis = view.root.findIndex(({ atoms }) => leaves.length > 0 && isSame(leavesOf(atoms), leaves));
+      const axis = view.root.findIndex(({ atoms }) => leaves.length > 0 && sameLeaves(leavesOf(atoms), leaves));
       found = axis < 0 ? undefined : { sum, summed: value, axis };
     }
     const others = readers.filter((node) => node !== sum && !node.is('Shape'));
@@ -126,7 +126,7 @@ function sumOf(
   inference: Inference,
 ): View | undefined {
   const { dimensions } = view;
-  if (!isSame(leavesOf(dimensions[axis] ?? []), keys)) return undefined;
+  if (!sameLeaves(leavesOf(dimensions[axis] ?? []), keys)) return undefined;
   if (sum.is('Einsum') && sum.inputs.length === 1) {
     const [from, to] = labelsOfSum(sum);
     return { ...view, dimensions: [...to].map((label) => dimensions[from.indexOf(label)]!) };
@@ -177,10 +177,6 @@ function broadcasts({ dimensions }: View, other: View): boolean {
     const leaves = leavesOf(dimension);
     const facing = other.dimensions[i + added];
     const isRepeated = leaves.every((leaf) => leaf.repeated) && facing && sizeOf(facing).equals(sizeOf(dimension));
-    return facing !== undefined && (leaves.length === 0 || isRepeated || isSame(leaves, leavesOf(facing)));
+    return facing !== undefined && (leaves.length === 0 || isRepeated || sameLeaves(leaves, leavesOf(facing)));
   });
-}
-
-function isSame(a: readonly Atom[], b: readonly Atom[]): boolean {
-  return a.length === b.length && a.every((leaf, i) => leaf === b[i]);
 }

@@ -1,7 +1,7 @@
 import { feedsOnly, type Node, type Value } from '../graph/graph.js';
 import { FLASH_ATTENTION_DOMAIN } from '../op/definition.js';
 import type { Inference } from '../shape/inference.js';
-import { type Dimension, leavesOf } from './atoms.js';
+import { type Dimension, leavesOf, sameLeaves } from './atoms.js';
 import type { Factor, SinkTerm } from './combine.js';
 import { type Contraction, readContraction } from './contraction.js';
 import { traceGuards } from './guards.js';
@@ -138,10 +138,7 @@ function zeroedMask(
   if (uniformValue(keepWhere ? whenFalse : whenTrue, inference) !== 0) return undefined;
   const sameDimensions = (dimensions: readonly Dimension[]) =>
     dimensions.length === view.dimensions.length &&
-    dimensions.every((d, axis) => {
-      const [own, other] = [leavesOf(d), leavesOf(view.dimensions[axis]!)];
-      return own.length === other.length && own.every((leaf, i) => leaf === other[i]);
-    });
+    dimensions.every((d, axis) => sameLeaves(leavesOf(d), leavesOf(view.dimensions[axis]!)));
   return steps.find(
     (step): step is SelectStep =>
       step.kind === 'select' &&

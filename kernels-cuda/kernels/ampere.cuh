@@ -125,10 +125,9 @@ __global__ void __launch_bounds__(Kernel::kThreads) ampere_attention(const __gri
   const typename Kernel::KeyTile key_tile{reinterpret_cast<Element *>(shared + Kernel::QueryTile::kBytes)};
   const typename Kernel::KeyTile value_tile{key_tile.data + kKeys * kHeadDimension};
 
-  const int tiles = (p.queries + Kernel::kRows - 1) / Kernel::kRows;
-  const int tile = tiles - 1 - blockIdx.x % tiles;  // causal: the longest first
-  const int head = blockIdx.x / tiles % p.query_heads, batch = blockIdx.x / tiles / p.query_heads;
-  const int first_query = tile * Kernel::kRows, last_query = min(first_query + Kernel::kRows, p.queries) - 1;
+  const BlockTile<Kernel::kRows> tile(p);
+  const int first_query = tile.first_query, head = tile.head, batch = tile.batch;
+  const int last_query = min(first_query + Kernel::kRows, p.queries) - 1;
   const int first_row = threadIdx.x / 32 * 16 * kRowTiles;
   const int key_head = head / p.heads_per_key;
   auto base = [&](const OrtFlashTensor &t, int h) {

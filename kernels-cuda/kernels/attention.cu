@@ -93,13 +93,16 @@ static_assert(AmpereKernel<__half, 128>::kSharedBytes <= kLeastShared);
 static_assert(AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 64>::kSharedBytes <= kLeastShared);
 static_assert(DecodeKernel<__half, 128>::kSharedBytes <= kLeastShared);
+static_assert(DecodeFloat32Kernel<64, 16>::kSharedBytes <= kLeastShared);
+static_assert(DecodeFloat32Kernel<128, 16>::kSharedBytes <= kLeastShared);
+static_assert(DecodeFloat32Kernel<256, 16>::kSharedBytes <= kLeastShared);
 static_assert(sizeof(Float32Kernel<64, 4, 8, true>::Shared) <= kLeastShared);
 static_assert(sizeof(Float32Kernel<128, 4, 8, true>::Shared) <= kLeastShared);
 static_assert(sizeof(Float32Kernel<256, 4, 8, true>::Shared) <= kLeastShared);
 static_assert(sizeof(Tf32Kernel<128, false>::Shared) <= kLeastShared);
 
 // Shared memory of one of the kernel's blocks; Hopper's fits every device that it is for.
-int shared_bytes(int kernel, const AttentionParams &p, bool small) {
+int shared_bytes(int kernel, const OrtFlashAttention &c, const AttentionParams &p, bool small) {
   const auto by_tile = [&](int narrow, int middle, int wide) {
     return tile_of(p) == 64 ? narrow : tile_of(p) == 128 ? middle : wide;
   };
@@ -119,6 +122,9 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
                      small ? AmpereKernel<__half, 256, false, AmpereSmallTiles>::kSharedBytes
                            : AmpereKernel<__half, 256>::kSharedBytes);
     case ORTFLASH_DECODE:
+      if (c.element == ORTFLASH_FLOAT32)
+        return by_tile(DecodeFloat32Kernel<64, 16>::kSharedBytes, DecodeFloat32Kernel<128, 16>::kSharedBytes,
+                       DecodeFloat32Kernel<256, 16>::kSharedBytes);
       return by_tile(DecodeKernel<__half, 64>::kSharedBytes, DecodeKernel<__half, 128>::kSharedBytes,
                      DecodeKernel<__half, 256>::kSharedBytes);
     default:
@@ -127,9 +133,7 @@ int shared_bytes(int kernel, const AttentionParams &p, bool small) {
 }
 
 bool fits(int kernel, const OrtFlashAttention &c, const AttentionParams &p, const Device &device) {
-  static_assert(DecodeFloat32Kernel<256, 16>::kSharedBytes <= kLeastShared);
-  const bool on_every_device = kernel == ORTFLASH_DECODE && c.element == ORTFLASH_FLOAT32;
-  return on_every_device || shared_bytes(kernel, p, true) <= device.shared_bytes;
+  return shared_bytes(kernel, c, p, true) <= device.shared_bytes;
 }
 
 bool has_decode_grid(const AttentionParams &p) {
@@ -278,7 +282,8 @@ bool has_cluster_16_bit(const Plan &plan) {
 // through memory, 3 µs, but has eight splits alone: enough where so half of the multiprocessors read, which is all that memory
 // gives, or where the cache is short. Measured: log 19, 20 and 23 of NOTES.md.
 DecodeForm choose_decode_form(const OrtFlashAttention &c, const Device &device, const Plan &plan, int64_t blocks) {
-  if (!plan.hopper || blocks > device.multiprocessors) return DecodeForm::kWorkspace;
+  const bool one_form = plan.candidate || c.element == ORTFLASH_FLOAT32 || !plan.hopper;
+  if (one_form || blocks > device.multiprocessors) return DecodeForm::kWorkspace;
   const bool reads_enough = 20 * kMostClusterSplits * blocks >= 9 * int64_t{device.multiprocessors};
   if (!reads_enough && plan.params.keys > 4096) return DecodeForm::kWide;
   const bool has_cluster =
@@ -308,8 +313,7 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
   if (plan.kernel != ORTFLASH_DECODE) return;
   const int64_t rows_of_head = int64_t{p.queries} * p.heads_per_key;
   const int64_t blocks = divide_up(rows_of_head, 16) * p.batch * p.key_heads;
-  const bool one_form = plan.candidate || c.element == ORTFLASH_FLOAT32;
-  plan.form = one_form ? DecodeForm::kWorkspace : choose_decode_form(c, device, plan, blocks);
+  plan.form = choose_decode_form(c, device, plan, blocks);
   const SplitRule rule = plan.candidate ? plan.candidate->splits : split_rule(c, plan);
   // Rounded down: a few blocks more than the device holds would run alone, after all others.
   const int64_t filling =
@@ -338,9 +342,9 @@ void plan_splits(const OrtFlashAttention &c, const Device &device, Plan &plan) {
 
 // Whether the kernel's tiles have half their queries: where the device has no memory for more, or, in float32, whose blocks
 // are long, where more would leave multiprocessors with one block in place of two.
-bool is_small(const Plan &plan, const Device &device) {
+bool is_small(const OrtFlashAttention &c, const Plan &plan, const Device &device) {
   const AttentionParams &p = plan.params;
-  if (shared_bytes(plan.kernel, p, false) > device.shared_bytes) return true;
+  if (shared_bytes(plan.kernel, c, p, false) > device.shared_bytes) return true;
   const int rows = plan.tile == 64    ? Float32Kernel<64, 8, 8, true>::kRows
                    : plan.tile == 128 ? Float32Kernel<128, 8, 8, true>::kRows
                                       : Float32Kernel<256, 8, 8, true>::kRows;
@@ -371,7 +375,7 @@ const char *make_plan(const OrtFlashAttention &c, Plan &plan) {
   if (const char *wrong = check_choice(c, plan.params, device, plan.kernel)) return wrong;
   if (!fits(plan.kernel, c, plan.params, device)) return "the device's blocks have too little shared memory";
   plan.tile = tile_of(plan.params);
-  plan.small = is_small(plan, device);
+  plan.small = is_small(c, plan, device);
   if (plan.candidate && !serves(*plan.candidate, c, plan)) return "this candidate does not serve the call";
   plan_order(c, device, plan);
   plan_splits(c, device, plan);

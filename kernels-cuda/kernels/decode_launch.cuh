@@ -23,7 +23,7 @@ cudaError_t launch_decode_kernel(const AttentionParams &p, cudaStream_t stream) 
   return start_decode<Kernel>(decode_attention<Kernel, kRules>, p, stream);
 }
 
-// Whether the device can hold a cluster of the kernel's most splits: more than eight blocks are not for every one. Asked once.
+// Whether the device can hold a cluster of the kernel's most splits, with the memory that each takes. Asked once.
 template <typename Kernel>
 bool can_launch_cluster() {
   static const bool can = [] {
@@ -40,7 +40,7 @@ bool can_launch_cluster() {
     config.attrs = &attribute;
     config.numAttrs = 1;
     int clusters = 0;
-    if (allow_launch(function, Kernel::kSharedBytes, true) == cudaSuccess &&
+    if (allow_launch(function, Kernel::kSharedBytes) == cudaSuccess &&
         cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess)
       return clusters > 0;
     cudaGetLastError();  // the answer is no; it is not an error of the call

@@ -8,29 +8,20 @@
 
 namespace ortflash {
 
-cudaError_t allow_launch(const void *function, int shared_bytes, bool wide_cluster) {
-  struct Allowed {
-    int shared_bytes = 48 * 1024;
-    bool wide_cluster = false;
-  };
-  if (shared_bytes <= Allowed{}.shared_bytes && !wide_cluster) return cudaSuccess;
+cudaError_t allow_launch(const void *function, int shared_bytes) {
+  constexpr int kAlwaysAllowed = 48 * 1024;
+  if (shared_bytes <= kAlwaysAllowed) return cudaSuccess;
   static std::mutex mutex;
   // Never destroyed: other threads may still launch while the process ends.
-  static auto &every = *new std::map<std::pair<const void *, int>, Allowed>;
+  static auto &allowed = *new std::map<std::pair<const void *, int>, int>;
   int device;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
-  Allowed &allowed = every[{function, device}];
-  if (shared_bytes > allowed.shared_bytes) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-    allowed.shared_bytes = shared_bytes;
-  }
-  if (wide_cluster && !allowed.wide_cluster) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    allowed.wide_cluster = error == cudaSuccess;
-  }
+  int &most = allowed[{function, device}];
+  if (shared_bytes <= most) return cudaSuccess;
+  error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess) most = shared_bytes;
   return error;
 }
 

@@ -5,9 +5,8 @@ namespace ortflash {
 namespace {
 
 template <typename Kernel>
-cudaError_t launch_kernel(const AttentionParams &p, cudaStream_t stream) {
-  const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
-  return start(float32_attention<Kernel>, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
+cudaError_t launch(const AttentionParams &p, cudaStream_t stream) {
+  return start_tiles<Kernel>(float32_attention<Kernel>, p, stream);
 }
 
 }  // namespace
@@ -15,11 +14,11 @@ cudaError_t launch_kernel(const AttentionParams &p, cudaStream_t stream) {
 template <int kHeadDimension>
 cudaError_t launch_float32(const AttentionParams &p, bool rules, bool small, cudaStream_t stream) {
   if (small) {
-    return rules ? launch_kernel<Float32Kernel<kHeadDimension, 4, 8, true>>(p, stream)
-                 : launch_kernel<Float32Kernel<kHeadDimension, 4, 8, false>>(p, stream);
+    return rules ? launch<Float32Kernel<kHeadDimension, 4, 8, true>>(p, stream)
+                 : launch<Float32Kernel<kHeadDimension, 4, 8, false>>(p, stream);
   }
-  return rules ? launch_kernel<Float32Kernel<kHeadDimension, 8, 8, true>>(p, stream)
-               : launch_kernel<Float32Kernel<kHeadDimension, 8, 8, false>>(p, stream);
+  return rules ? launch<Float32Kernel<kHeadDimension, 8, 8, true>>(p, stream)
+               : launch<Float32Kernel<kHeadDimension, 8, 8, false>>(p, stream);
 }
 
 template cudaError_t launch_float32<64>(const AttentionParams &, bool, bool, cudaStream_t);

@@ -16,6 +16,8 @@ cudaError_t launch_ampere(const AttentionParams &p, bool rules, bool small, cuda
 template <typename Element, int kHeadDimension>
 cudaError_t launch_hopper(const AttentionParams &p, bool rules, int multiprocessors, cudaStream_t stream);
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // How the decode kernel's blocks are shaped, and what puts a row's splits together.
 enum class DecodeForm {
   kWorkspace,  // two blocks a multiprocessor, by way of workspace
@@ -76,21 +78,19 @@ const Candidate *find_candidate(int kernel);
 
 // What a launch may ask for beyond its grid (compute capability 9.0).
 struct LaunchOptions {
-  int cluster = 1;          // blocks a cluster
+  int cluster = 1;     // blocks a cluster, at most eight
   bool early = false;  // start while the kernel before it in the stream ends, for which it waits itself
 };
 
-// Lets a kernel use this much dynamic shared memory on the current device and, with `wide_cluster`, more than eight blocks a
-// cluster. Asks the driver once for each; never takes back what another thread's launch needs.
-cudaError_t allow_launch(const void *function, int shared_bytes, bool wide_cluster = false);
+// Lets a kernel use this much dynamic shared memory on the current device. Asks the driver once; never takes back what another
+// thread's launch needs.
+cudaError_t allow_launch(const void *function, int shared_bytes);
 
 // Starts a kernel with options.
 template <typename... Formal, typename... Actual>
 cudaError_t start_with(const LaunchOptions &options, void (*kernel)(Formal...), dim3 grid, int threads, int shared_bytes,
                        cudaStream_t stream, const Actual &...arguments) {
-  const auto *function = reinterpret_cast<const void *>(kernel);
-  // More than eight blocks a cluster are not for every device: whoever asks for them has to know its own.
-  const cudaError_t error = allow_launch(function, shared_bytes, options.cluster > 8);
+  const cudaError_t error = allow_launch(reinterpret_cast<const void *>(kernel), shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
@@ -121,6 +121,12 @@ cudaError_t start(void (*kernel)(Formal...), int64_t blocks, int threads, int sh
   return start_with({}, kernel, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes, stream, arguments...);
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Starts `function`, which is Kernel's, with a block for each tile of queries of every head.
+template <typename Kernel>
+cudaError_t start_tiles(void (*function)(AttentionParams), const AttentionParams &p, cudaStream_t stream) {
+  const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
+  return start(function, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
+}
+
 
 }  // namespace ortflash

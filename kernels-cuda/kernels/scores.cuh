@@ -52,6 +52,19 @@ struct ScoreFragment {
   float value[kColumns / 8][4];  // of column group j: row l/4 columns 0, 1; row l/4 + 8 columns 0, 1
 };
 
+// The queries that a block has where it takes kRows of one head; the last of a head first, which are the longest where causal.
+template <int kRows>
+struct BlockTile {
+  int first_query, head, batch;
+
+  __device__ explicit BlockTile(const AttentionParams &p) {
+    const int tiles = (p.queries + kRows - 1) / kRows;
+    first_query = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * kRows;
+    head = blockIdx.x / tiles % p.query_heads;
+    batch = blockIdx.x / tiles / p.query_heads;
+  }
+};
+
 // Which query and head the lane's two rows belong to.
 struct FragmentRows {
   int query[2];

@@ -6,8 +6,7 @@ namespace {
 
 template <typename Kernel>
 cudaError_t launch(const AttentionParams &p, cudaStream_t stream) {
-  const int64_t blocks = divide_up(p.queries, Kernel::kRows) * p.batch * p.query_heads;
-  return start(tf32_attention<Kernel>, blocks, Kernel::kThreads, sizeof(typename Kernel::Shared), stream, p);
+  return start_tiles<Kernel>(tf32_attention<Kernel>, p, stream);
 }
 
 }  // namespace

@@ -135,9 +135,8 @@ __global__ void __launch_bounds__(Kernel::kThreads) tf32_attention(const __grid_
   constexpr int kHeadDimension = Kernel::kHeadDimension, kKeys = Kernel::kKeys, kRows = Kernel::kRows;
   extern __shared__ __align__(16) unsigned char memory[];
   auto &shared = *reinterpret_cast<typename Kernel::Shared *>(memory);
-  const int tiles = (p.queries + kRows - 1) / kRows;
-  const int first_query = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * kRows;  // causal: the longest first
-  const int head = blockIdx.x / tiles % p.query_heads, batch = blockIdx.x / tiles / p.query_heads;
+  const BlockTile<kRows> tile(p);
+  const int first_query = tile.first_query, head = tile.head, batch = tile.batch;
   const int key_head = head / p.heads_per_key, first_row = threadIdx.x / 32 * 16;
   auto base = [&](const OrtFlashTensor &t, int h) { return static_cast<float *>(t.data) + batch * t.batch + h * t.head; };
   const float *keys = base(p.key, key_head), *values = base(p.value, key_head);

@@ -20,6 +20,15 @@ export function absorbs(fill: number, type: number): boolean {
   return type === FLOAT || type === BFLOAT16 ? fill <= -1e30 : type === DOUBLE && fill <= -1e37;
 }
 
+/** Whether a bias, times its factor, is so small that under any fill as low as this one a key has no weight beside others. */
+export function isSmallBeside(
+  fill: number,
+  { value, factor }: { readonly value: Value; readonly factor: number },
+  inference: Inference,
+): boolean {
+  return !mayHoldFill(value, inference, -fill / 4 / Math.abs(factor));
+}
+
 /** A fill that {@link absorbs} and stays finite divided by this factor; undefined where there is none. */
 export function absorbingFill(type: number, factor: number): number | undefined {
   if (type === DOUBLE) return Math.abs(factor) > 1e-200 ? -1e40 : undefined;

@@ -11,7 +11,7 @@ import { type MaskPlacement, type ScoreAxes, termType } from '../masks.js';
 import { Affine, isNeverPositive } from './affine.js';
 import { type Band, hasBand, NO_BAND, readBand } from './bands.js';
 import { and, atMostZero, type Condition, or } from './element.js';
-import { absorbingFill, absorbs, LARGEST_SCORE, mayHoldFill } from './magnitude.js';
+import { absorbingFill, absorbs, isSmallBeside, LARGEST_SCORE } from './magnitude.js';
 import { biasMayHoldFill, outcomeOf, uniqueConditions } from './outcome.js';
 import { HIGHEST_ADDED_FILL, placeSource, readTerms, type ScoreIndices, scoreIndices, type Term } from './terms.js';
 
@@ -190,8 +190,7 @@ function finish(
 function loweredFill(fill: number, biases: readonly MaskPlacement[], type: number, inference: Inference): number {
   const lower = absorbingFill(type, 1);
   if (absorbs(fill, type) || fill > HIGHEST_ADDED_FILL || lower === undefined) return fill;
-  const isSmall = ({ term }: MaskPlacement) => !mayHoldFill(term.value, inference, -fill / 4 / Math.abs(term.factor));
-  return biases.every(isSmall) ? lower : fill;
+  return biases.every(({ term }) => isSmallBeside(fill, term, inference)) ? lower : fill;
 }
 
 /** The mask as it was, where nothing was taken out of it. */
